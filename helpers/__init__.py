@@ -1,0 +1,30 @@
+"""Run microsoft/Phi-3-vision-128k-instruct on your own machine with transformers.
+
+Importing this package registers the `phi3_v` architecture with transformers' Auto classes, so that plain
+transformers code works on the checkpoint too, without remote code.
+"""
+
+from . import phi3_v  # noqa: F401  (registers the architecture)
+from .display import show_images
+from .doctor import doctor
+from .generation import Answer, generate, stream
+from .images import ImageLoadError, load_image
+from .loading import OFFICIAL, POCKET, CheckpointError, load_model_and_processor
+from .prompts import format_prompt
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OFFICIAL",
+    "POCKET",
+    "Answer",
+    "CheckpointError",
+    "ImageLoadError",
+    "doctor",
+    "format_prompt",
+    "generate",
+    "load_image",
+    "load_model_and_processor",
+    "show_images",
+    "stream",
+]

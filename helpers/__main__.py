@@ -1,0 +1,63 @@
+"""python -m helpers                          look at this machine
+python -m helpers PICTURE... "QUESTION"     ask about one or more pictures
+"""
+
+import argparse
+import sys
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = _Parser(
+        prog="python -m helpers",
+        description="Ask Phi-3-vision about pictures. Without arguments: check this machine.",
+    )
+    parser.add_argument(
+        "inputs", nargs="*", metavar="PICTURE... QUESTION", help="paths or URLs, then the question"
+    )
+    parser.add_argument("--checkpoint", help="folder or hub name (default: the bundled one)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=1000, help="cut the answer off there (default: 1000)"
+    )
+    options = parser.parse_args(arguments)
+
+    from . import doctor
+
+    if not options.inputs:
+        report = doctor(options.checkpoint)
+        print(report)
+        return 0 if report.ok else 1
+    *pictures, question = options.inputs
+    if not pictures:
+        parser.error('one argument is not enough; give PICTURE and "QUESTION"')
+    try:
+        _answer(pictures, question, options)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _answer(pictures: list[str], question: str, options: argparse.Namespace) -> None:
+    from . import load_image, load_model_and_processor, stream
+
+    images = [load_image(picture) for picture in pictures]  # a wrong path shows before the model loads
+    model, processor = load_model_and_processor(options.checkpoint)
+    pieces = stream(model, processor, question, images, max_new_tokens=options.max_new_tokens)
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print(f"\n{end.value.cost()}")
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

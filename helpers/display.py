@@ -1,0 +1,101 @@
+"""Pictures in a notebook, small enough to store, with alt text and their facts."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from .images import load_image
+
+GAP = 8  # pixels between two pictures
+MAX_STORED_BYTES = 40_000  # 53 kB once the notebook has written it as base64
+
+
+def show_images(images, captions: Sequence[str] | None = None, *, width: int = 640, processor=None) -> None:
+    """Show one picture or several side by side, and print one line of facts for each.
+
+    Args:
+        images: one picture or a list, anything `load_image` takes.
+        captions: one text a picture; they become the alt text.
+        width: largest width of everything shown, in pixels.
+        processor: with it, each line also tells the tiles and tokens the picture costs.
+
+    Raises:
+        ImageLoadError: a picture that cannot be read.
+        ValueError: no pictures, or captions that do not match them.
+    """
+    from IPython.display import display
+
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    captions = [captions] if isinstance(captions, str) else list(captions or [])
+    if not images:
+        raise ValueError("There is no picture to show; pass at least one.")
+    if captions and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} pictures; pass one for each, or none.")
+    pictures = [load_image(image) for image in images]
+    captions = captions or [f"Picture {number}" for number in range(1, len(pictures) + 1)]
+    display(_Row(_side_by_side(pictures, width), alt=" | ".join(captions)))
+    for source, picture, caption in zip(images, pictures, captions, strict=True):
+        print(f"{caption}: {_facts(source, picture, processor)}")
+
+
+class _Row:
+    """What a notebook shows: the picture, and its alt text wherever no picture can be shown."""
+
+    def __init__(self, picture: Image.Image, alt: str):
+        self.kind, self.data = _encode(picture)
+        self.alt = alt
+
+    def __repr__(self) -> str:
+        return self.alt
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data = base64.b64encode(self.data).decode("ascii")
+        return {self.kind: data}, {self.kind: {"alt": self.alt}}
+
+
+def _facts(source, picture: Image.Image, processor) -> str:
+    mode = source.mode if isinstance(source, Image.Image) else picture.mode
+    facts = f"{picture.width} x {picture.height} pixels, {mode}"
+    if processor is not None:
+        tiler = processor.image_processor
+        width, height = tiler.get_resized_size(*picture.size)
+        columns, rows = -(-width // tiler.image_size), -(-height // tiler.image_size)  # rounded up
+        tokens = tiler.get_num_image_tokens(rows * tiler.image_size, columns * tiler.image_size)
+        facts += f", {columns} x {rows} tiles, {tokens:,} tokens"
+    return facts
+
+
+def _side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
+    """One picture at most `width` wide, all parts of the same height and none enlarged."""
+    height = min(picture.height for picture in pictures)
+    room = width - GAP * (len(pictures) - 1)
+    height = min(height, room / sum(picture.width / picture.height for picture in pictures))
+    parts = [
+        picture.resize((max(1, round(picture.width * height / picture.height)), max(1, round(height))))
+        for picture in pictures
+    ]
+    total = sum(part.width for part in parts) + GAP * (len(parts) - 1)
+    row = Image.new("RGB", (total, parts[0].height), "white")
+    left = 0
+    for part in parts:
+        row.paste(part, (left, 0))
+        left += part.width + GAP
+    return row
+
+
+def _encode(picture: Image.Image) -> tuple[str, bytes]:
+    """MIME type and bytes: PNG where that is small (drawings), else JPEG, else JPEG of a smaller picture."""
+    data = _save(picture, "PNG", optimize=True)
+    if len(data) <= MAX_STORED_BYTES:
+        return "image/png", data
+    while len(data := _save(picture, "JPEG", quality=80)) > MAX_STORED_BYTES:
+        picture = picture.reduce(2)
+    return "image/jpeg", data
+
+
+def _save(picture: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()

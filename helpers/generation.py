@@ -1,0 +1,258 @@
+"""Ask the model: a whole answer with what it cost, or the same answer piece by piece."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+
+from .images import load_image
+from .prompts import format_prompt
+
+END_TOKENS = ("</s>", "<|endoftext|>", "<|end|>")
+_FORMATTED = ("<|user|>", "<|system|>")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Answer(str):
+    """The answer's text, with what it cost.
+
+    Attributes:
+        image_tokens: tokens that the pictures took in the prompt.
+        prompt_tokens: all tokens of the prompt, pictures included.
+        new_tokens: tokens generated, the end token included.
+        seconds: wall-clock time from the call to the last token, preparing the pictures included.
+        peak_memory: bytes; on CUDA the most that torch held at once, elsewhere the process's largest
+            resident size so far; None where the platform does not tell.
+        finished: True if the model ended the answer itself, False if max_new_tokens cut it off.
+    """
+
+    image_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    peak_memory: int | None
+    finished: bool
+
+    def __new__(
+        cls,
+        text: str = "",
+        *,
+        image_tokens: int = 0,
+        prompt_tokens: int = 0,
+        new_tokens: int = 0,
+        seconds: float = 0.0,
+        peak_memory: int | None = None,
+        finished: bool = True,
+    ):
+        answer = super().__new__(cls, text)
+        answer.image_tokens = image_tokens
+        answer.prompt_tokens = prompt_tokens
+        answer.new_tokens = new_tokens
+        answer.seconds = seconds
+        answer.peak_memory = peak_memory
+        answer.finished = finished
+        return answer
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens over all seconds, reading the prompt included."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    def cost(self) -> str:
+        """One line: tokens in and out, time, memory."""
+        text_tokens = self.prompt_tokens - self.image_tokens
+        line = (
+            f"{self.image_tokens:,} image + {text_tokens:,} text tokens in, {self.new_tokens:,} out, "
+            f"{self.seconds:.1f} s ({self.tokens_per_second:.1f} tokens/s)"
+        )
+        if self.peak_memory is not None:
+            line += f", peak memory {self.peak_memory / 1e9:.2f} GB"
+        return line if self.finished else line + "; cut off by max_new_tokens"
+
+
+def generate(
+    model,
+    processor,
+    prompt: str,
+    images=(),
+    *,
+    max_new_tokens: int = 1000,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Answer:
+    """Return the model's answer to `prompt` about `images`.
+
+    Args:
+        prompt: a plain question, or a whole prompt that starts with `<|user|>` or `<|system|>` and is passed
+            on as it is. Put text from strangers through `format_prompt` first.
+        images: one picture or a list of them, anything `load_image` takes.
+        max_new_tokens: the answer is cut off after so many tokens.
+        temperature: 0 takes the likeliest token each time; higher values draw at random.
+        seed: makes a random answer repeatable; torch's own random state is left alone.
+
+    Ctrl-C stops it at once and leaves the model ready for the next question.
+
+    Raises:
+        ValueError: an empty question, tags that do not match the pictures, or an impossible setting.
+        ImageLoadError: a picture that cannot be read.
+        RuntimeError: out of memory, with what to change.
+    """
+    pieces = stream(
+        model, processor, prompt, images, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def stream(
+    model,
+    processor,
+    prompt: str,
+    images=(),
+    *,
+    max_new_tokens: int = 1000,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Iterator[str]:
+    """Yield the answer in pieces of text as it is written; joined, they are the answer of `generate`.
+
+    Takes and raises what `generate` does. It works in the calling thread, one token a step: Ctrl-C, leaving
+    the loop, or closing the generator stops the model at once. The generator's return value is the `Answer`.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; pass at least 1.")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; pass 0 for the likeliest answer, or more.")
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    try:
+        return (yield from _stream(model, processor, prompt, images, **settings))
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+    # Raised outside the handler: the first error's traceback would keep every tensor of the step alive.
+    if (cuda := _cuda(model)) is not None:
+        cuda.empty_cache()
+    raise RuntimeError(
+        "Out of memory. Load the model with a smaller num_crops (fewer image tokens) or with "
+        'quantization="int4", or ask with fewer pictures or a smaller max_new_tokens.'
+    )
+
+
+def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, seed):
+    import torch
+
+    start = time.perf_counter()
+    cuda = _cuda(model)
+    if cuda is not None:
+        cuda.reset_peak_memory_stats(model.device)
+    images = [images] if not isinstance(images, (list, tuple)) else images
+    pictures = [load_image(image) for image in images]
+    if not prompt.startswith(_FORMATTED):
+        prompt = format_prompt(prompt, len(pictures))
+    inputs = processor(text=prompt, images=pictures or None, return_tensors="pt").to(model.device)
+
+    tokenizer = processor.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    ends = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+    rng = torch.Generator(model.device).manual_seed(seed) if seed is not None else None
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    tokens = model.generate(
+        **inputs,
+        **sampling,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+        custom_generate=_token_by_token,
+        rng=rng,
+    )
+
+    # After such a token the text before it cannot change any more, as it can while single bytes of characters
+    # arrive, with or without tokens in between that are not shown.
+    hidden = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    settling = {token for piece, token in vocabulary.items() if not _BYTE_TOKEN.fullmatch(piece)} - hidden
+    ids, text = [], ""
+    finished = False
+    for token in tokens:
+        ids.append(token)
+        if token in ends:
+            finished = True
+        elif token in settling:
+            longer = _decode(tokenizer, ids)
+            if len(longer) > len(text):
+                yield longer[len(text) :]
+            text = longer
+    whole = _decode(tokenizer, ids[:-1] if finished else ids)
+    if len(whole) > len(text):
+        yield whole[len(text) :]
+    return Answer(
+        whole,
+        image_tokens=int((inputs["input_ids"] == vocabulary["<|image|>"]).sum()),
+        prompt_tokens=inputs["input_ids"].shape[1],
+        new_tokens=len(ids),
+        seconds=time.perf_counter() - start,
+        peak_memory=_peak_memory(model),
+        finished=finished,
+    )
+
+
+def _token_by_token(
+    model, input_ids, logits_processor, stopping_criteria, generation_config, rng=None, **model_kwargs
+) -> Iterator[int]:
+    """transformers' own sampling loop for one row, as a generator of token ids.
+
+    `generate` prepares the arguments and hands this generator back, so that the caller sets the pace.
+    """
+    import torch
+
+    stopped, first = False, True
+    while not stopped:
+        with torch.no_grad():  # entered anew each step: it must not reach the caller's code between two steps
+            if first:
+                outputs = model._prefill(input_ids, generation_config, model_kwargs)
+            else:
+                step = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+                outputs = model(**step, return_dict=True)
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            scores = logits_processor(input_ids, outputs.logits[:, -1].to(torch.float32, copy=True))
+            del outputs  # a whole prompt's states should not live through the next step
+            if generation_config.do_sample:
+                token = torch.multinomial(scores.softmax(-1), num_samples=1, generator=rng)
+            else:
+                token = scores.argmax(-1, keepdim=True)
+            input_ids = torch.cat([input_ids, token], dim=-1)
+            stopped = bool(stopping_criteria(input_ids, None).all())
+            first = False
+        yield int(token)
+
+
+def _decode(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    # Only CUDA has its own exception type; the CPU and MPS allocators raise a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+def _cuda(model):
+    import torch
+
+    return torch.cuda if model.device.type == "cuda" else None
+
+
+def _peak_memory(model) -> int | None:
+    if (cuda := _cuda(model)) is not None:
+        return cuda.max_memory_allocated(model.device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

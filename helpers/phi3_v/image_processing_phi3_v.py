@@ -1,0 +1,132 @@
+"""Image processor of Phi-3-Vision: a global view and up to `num_crops` tiles of every picture."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.processing_utils import ImagesKwargs
+
+
+class Phi3VImageProcessorKwargs(ImagesKwargs, total=False):
+    num_crops: int
+    image_size: int
+    num_img_tokens: int
+
+
+class Phi3VImageProcessor(BaseImageProcessor):
+    r"""
+    Scales a picture to the largest grid of tiles allowed, pads it with white, and cuts it into the tiles.
+
+    num_crops (`int`, defaults to 1):
+        Most tiles of a picture, the global view not counted: 16 in Phi-3-vision, 4 in Phi-3.5-vision.
+    image_size (`int`, defaults to 336):
+        Side of a tile in pixels, as in the model's vision tower.
+    num_img_tokens (`int`, *optional*):
+        Image tokens of a tile, (patches per side / 2)². By default 144, or those of patches of 14 pixels.
+    image_mean, image_std (`list[float]`, *optional*):
+        Mean and standard deviation of each channel, of pixels in 0..1. CLIP's by default.
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]
+    valid_kwargs = Phi3VImageProcessorKwargs
+
+    def __init__(
+        self, num_crops=1, image_size=336, num_img_tokens=None, image_mean=None, image_std=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.num_crops = num_crops
+        self.image_size = image_size
+        self.num_img_tokens = num_img_tokens or (image_size // 28) ** 2
+        self.image_mean = list(image_mean or OPENAI_CLIP_MEAN)
+        self.image_std = list(image_std or OPENAI_CLIP_STD)
+
+    def get_resized_size(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
+        """
+        Width and height in pixels, before padding, of a `width` x `height` picture on its grid of tiles.
+
+        The long side takes the largest number s of tiles with s * ceil(s / ratio) <= num_crops, for the ratio
+        long / short side; the short side keeps the ratio, rounded down (`HD_transform` of the original code).
+
+        Raises `ValueError` if `num_crops` is below 1 or the picture so thin that its short side vanishes.
+        """
+        num_crops = self.num_crops if num_crops is None else num_crops
+        if num_crops < 1:
+            raise ValueError(f"num_crops must be at least 1, got {num_crops}.")
+        ratio = max(width, height) / min(width, height)
+        scale = 1
+        while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
+            scale += 1
+        long_side = self.image_size * scale
+        short_side = int(long_side / ratio)
+        if short_side == 0:
+            raise ValueError(
+                f"A picture of {width} x {height} pixels is too thin: with num_crops={num_crops} it becomes "
+                f"{long_side} x 0 pixels. Crop it, or allow more crops."
+            )
+        return (long_side, short_side) if width >= height else (short_side, long_side)
+
+    def get_num_image_tokens(self, height: int, width: int) -> int:
+        """
+        Image tokens of a picture of `height` x `width` pixels, padded (`image_sizes`). For h x w tiles of n x
+        n tokens: (h w + 1) n² for tiles and global view, h n + n to end their rows, and 1 between them.
+        """
+        h, w = height // self.image_size, width // self.image_size
+        return (h * w + 1) * self.num_img_tokens + 1 + (h + 1) * math.isqrt(self.num_img_tokens)
+
+    def preprocess(self, images, num_crops: int | None = None, return_tensors=None, **kwargs) -> BatchFeature:
+        """
+        images: a PIL image, a uint8 array (height, width, 3 or 4), a URL or a path; or a list of these.
+
+        Returns `pixel_values`, float32 (pictures, num_crops + 1, 3, image_size, image_size): the global view,
+        the tiles row by row, then zeros; and `image_sizes`, int64 (pictures, 2): padded height and width.
+
+        Raises `ValueError` for no picture, one that is too thin, or an array of another kind.
+        """
+        num_crops = self.num_crops if num_crops is None else num_crops
+        images = [*images] if isinstance(images, (list, tuple)) else [images]
+        if not images:
+            raise ValueError("The list of images is empty.")
+        pixel_values = torch.zeros(len(images), max(num_crops, 0) + 1, 3, self.image_size, self.image_size)
+        image_sizes = torch.tensor([self._cut(*pair, num_crops) for pair in zip(images, pixel_values)])
+        return BatchFeature({"pixel_values": pixel_values, "image_sizes": image_sizes}, return_tensors)
+
+    def _to_rgb(self, image) -> Image.Image:
+        if isinstance(image, str):
+            image = self.fetch_images(image)
+        shape = getattr(image, "shape", ())
+        if getattr(image, "dtype", None) == np.uint8 and len(shape) > 1 and shape[2:] in ((), (3,), (4,)):
+            image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                "An image must be a PIL image or a uint8 array (height, width, 3 or 4), got "
+                f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}."
+            )
+        return image.convert("RGB")
+
+    def _cut(self, image, tiles: torch.Tensor, num_crops: int) -> tuple[int, int]:
+        """Writes global view and tiles of a picture into `tiles`; returns its padded height and width."""
+        size, image = self.image_size, self._to_rgb(image)
+        resized_size = self.get_resized_size(*image.size, num_crops)
+        # Like the original, scale portraits lying on their side: it can change the rounding.
+        if image.width < image.height:
+            resized = image.transpose(Image.TRANSPOSE).resize(resized_size[::-1], Image.BILINEAR)
+            resized = resized.transpose(Image.TRANSPOSE)
+        else:
+            resized = image.resize(resized_size, Image.BILINEAR)
+        w, h = (math.ceil(side / size) for side in resized_size)
+        padded = Image.new("RGB", (w * size, h * size), "white")
+        padded.paste(resized, ((padded.width - resized.width) // 2, (padded.height - resized.height) // 2))
+
+        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        pixels = torch.from_numpy(np.array(padded)).permute(2, 0, 1).float().div_(255)
+        pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+        tiles[0] = torch.nn.functional.interpolate(pixels[None], size=(size, size), mode="bicubic")[0]
+        tiles[1 : h * w + 1] = pixels.view(3, h, size, w, size).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        return padded.height, padded.width
+
+
+__all__ = ["Phi3VImageProcessor"]

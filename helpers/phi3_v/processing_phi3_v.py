@@ -1,0 +1,163 @@
+"""Processor of Phi-3-Vision: prompts with numbered image tags, and their pictures, to model inputs."""
+
+import re
+
+from transformers import PreTrainedTokenizerFast
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+ROLES = ("system", "user", "assistant")
+IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+CONTROL_TOKEN_START = re.compile(r"<(?=\||/?s>|unk>)")
+
+# The markup of the official template, and image tags numbered through all turns.
+CHAT_TEMPLATE = """\
+{%- set ns = namespace(images=0) -%}
+{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>\\n' -}}
+{%- for part in ([message['content']] if message['content'] is string else message['content']) -%}
+{%- if part['type'] == 'image' -%}{%- set ns.images = ns.images + 1 -%}{{- '<|image_' ~ ns.images ~ '|>' -}}
+{%- else -%}{{- part if part is string else part['text'] -}}{%- endif -%}{{- '' if loop.last else '\\n' -}}
+{%- endfor -%}{{- '<|end|>\\n' -}}{%- endfor -%}
+{%- if add_generation_prompt and messages[-1]['role'] != 'assistant' -%}
+{{- '<|assistant|>\\n' -}}{%- endif -%}
+"""
+
+
+def escape_control_tokens(text: str) -> str:
+    """
+    `text` with a zero-width space in all that could be a control token or an image tag (`<|...|>`, `<s>`,
+    `</s>`, `<unk>`), so that it is read as plain text. It looks the same.
+    """
+    return CONTROL_TOKEN_START.sub("<\u200b", text)
+
+
+class Phi3VProcessor(ProcessorMixin):
+    """
+    A [`Phi3VImageProcessor`] and the tokenizer. A picture becomes as many `<|image|>` tokens as it has
+    features.
+
+    The chat template is the model's own; a template stored with the checkpoint is not used.
+    """
+
+    image_token = "<|image|>"
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, **kwargs):
+        # As tokenizer.json says: without a config.json, AutoTokenizer takes LlamaTokenizer, which gives other
+        # ids.
+        return PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def __call__(
+        self, text, images=None, padding=True, truncation=None, max_length=None, return_tensors="pt", **kwargs
+    ) -> BatchFeature:
+        """
+        text: a prompt or a list of prompts, in which the tag `<|image_i|>` takes the prompt's i-th picture.
+        images: a picture, a list, or a list for each prompt; a flat list is dealt out to the prompts in turn.
+
+        Returns `input_ids` and `attention_mask` (prompts, length), padded on the left; with pictures also the
+        `pixel_values` and `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
+
+        Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
+
+        Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
+        each once, in any order; for `<|image|>` in the text; for truncating a prompt with pictures.
+        """
+        prompts = [text] if isinstance(text, str) else text
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"`text` must be a string or a list of strings, got {type(text).__name__}.")
+        if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
+            raise ValueError("Phi-3-Vision takes text and images only.")
+        rows = self._deal_images(prompts, images)
+        images = [image for prompt, row in zip(prompts, rows) for image in self._order_images(prompt, row)]
+        if images and truncation:
+            raise ValueError("A prompt with pictures cannot be truncated: part of a picture would be lost.")
+
+        data, sizes = {}, iter(())
+        if images:
+            data = self.image_processor(images, return_tensors=return_tensors, **kwargs)
+            image_sizes = data["image_sizes"].tolist()
+            sizes = iter([self.image_processor.get_num_image_tokens(*size) for size in image_sizes])
+        input_ids = [self._tokenize(prompt, sizes, truncation, max_length) for prompt in prompts]
+        rows = {"input_ids": input_ids}
+        inputs = self.tokenizer.pad(rows, padding=padding, max_length=max_length, padding_side="left")
+        return BatchFeature({**inputs, **data}, tensor_type=return_tensors)
+
+    def _deal_images(self, prompts: list[str], images) -> list[list]:
+        """A list of pictures for each prompt."""
+        images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+        if images and all(isinstance(row, (list, tuple)) for row in images):
+            if len(images) != len(prompts):
+                raise ValueError(f"Got {len(prompts)} prompts but {len(images)} lists of images.")
+            return images
+        if len(prompts) == 1:
+            return [images]
+        num_tags = [len(IMAGE_TAG.findall(prompt)) for prompt in prompts]
+        if sum(num_tags) != len(images):
+            raise ValueError(
+                f"{len(prompts)} prompts have {sum(num_tags)} image tags for {len(images)} images."
+            )
+        rest = iter(images)
+        return [[next(rest) for _ in range(num)] for num in num_tags]
+
+    def _order_images(self, prompt: str, images: list) -> list:
+        """The pictures in the order of their tags in `prompt`."""
+        tags = IMAGE_TAG.findall(prompt)
+        numbers = [int(tag) if tag.isascii() and len(tag) < 10 else 0 for tag in tags]
+        if sorted(numbers) != list(range(1, len(images) + 1)):
+            raise ValueError(
+                f"The prompt has {len(tags)} image tags {tags[:10]} but there are {len(images)} images. "
+                "Write each of <|image_1|>, <|image_2|>, ... once, one for each image."
+            )
+        return [images[number - 1] for number in numbers]
+
+    def _tokenize(self, prompt: str, sizes, truncation, max_length) -> list[int]:
+        """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
+        if self.image_token in prompt:
+            raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, ... for pictures.")
+        input_ids = []
+        # Like the original, tokenize every piece alone: the text after a picture begins with <s> again.
+        for i, piece in enumerate(IMAGE_TAG.split(prompt)):
+            if i % 2:
+                input_ids += [self.image_token_id] * next(sizes)
+            else:
+                input_ids += self.tokenizer(piece, truncation=truncation, max_length=max_length).input_ids
+        return input_ids
+
+    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+        """
+        As in [`ProcessorMixin`], for messages `{"role", "content"}` with a string as content, or a list of
+        `{"type": "image", ...}` and `{"type": "text", "text": ...}`, which line breaks join.
+
+        Texts go through `escape_control_tokens`. Raises `ValueError` for another role or type of content.
+        """
+        if len(conversation) > 0 and isinstance(conversation[0], (list, tuple)):
+            conversation = [[self._escape(message) for message in chat] for chat in conversation]
+        else:
+            conversation = [self._escape(message) for message in conversation]
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    @staticmethod
+    def _escape(message: dict) -> dict:
+        """A copy of `message` that cannot yield control tokens."""
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"The role of a message must be one of {', '.join(ROLES)}, got {role!r}.")
+        if isinstance(content, str):
+            return {"role": role, "content": escape_control_tokens(content)}
+        parts = []
+        for part in content if isinstance(content, (list, tuple)) else [content]:
+            part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
+            if part_type not in ("image", "image_url", "text"):
+                raise ValueError(f"A content is a string, or parts of type image or text, not {part_type!r}.")
+            if part_type == "text":
+                part = {**part, "text": escape_control_tokens(part["text"])}
+            parts.append(part)
+        return {"role": role, "content": parts}
+
+
+__all__ = ["Phi3VProcessor", "escape_control_tokens"]

@@ -1,0 +1,40 @@
+"""The model's prompt markup."""
+
+from collections.abc import Iterable
+
+from .phi3_v.processing_phi3_v import escape_control_tokens
+
+
+def format_prompt(
+    question: str,
+    num_images: int = 1,
+    *,
+    system: str | None = None,
+    history: Iterable[tuple[str, str]] = (),
+) -> str:
+    """Return the text that asks `question` about `num_images` pictures, ready for the processor.
+
+        <|user|>\\n<|image_1|>\\nQUESTION<|end|>\\n<|assistant|>\\n
+
+    `history` holds earlier (question, answer) pairs; the pictures belong to the first question of all.
+    Control tokens inside any of the texts stay plain text: they cannot end a turn, start a role, or take
+    the place of a picture.
+
+    Raises:
+        ValueError: an empty question, or a negative number of pictures.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("The question is empty; pass the text to ask, such as 'What is shown here?'.")
+    if num_images < 0:
+        raise ValueError(f"num_images is {num_images}; pass 0 for a question without pictures, or more.")
+    prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""
+    pictures = "".join(f"<|image_{i}|>\n" for i in range(1, num_images + 1))
+    for asked, answered in history:
+        prompt += _turn(pictures + escape_control_tokens(asked))
+        prompt += f"{escape_control_tokens(answered)}<|end|>\n"
+        pictures = ""
+    return prompt + _turn(pictures + escape_control_tokens(question))
+
+
+def _turn(content: str) -> str:
+    return f"<|user|>\n{content}<|end|>\n<|assistant|>\n"

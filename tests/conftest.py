@@ -1,0 +1,39 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports huggingface_hub: no test may reach for the hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("PHI3_VISION_CHECKPOINT", None)
+
+import helpers
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint() -> Path:
+    """A tiny random checkpoint in the official file layout; its short context is 512 tokens."""
+    return GOLDEN / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def golden_images() -> Path:
+    return GOLDEN / "images"
+
+
+@pytest.fixture(scope="session")
+def tiny(golden_checkpoint):
+    """(model, processor) of the tiny checkpoint, one tile a picture."""
+    return helpers.load_model_and_processor(golden_checkpoint, num_crops=1, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Path:
+    """The bundled checkpoint's folder."""
+    if not helpers.POCKET.is_dir():
+        pytest.skip("checkpoints/phi-3-vision-pocket is not there yet")
+    return helpers.POCKET

@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+import helpers
+from helpers.__main__ import main
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "helpers", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_question_prints_the_answer_and_its_cost(golden_checkpoint, golden_images, tiny):
+    picture = golden_images / "square_224x224.png"
+    done = run(picture, "What is this?", "--checkpoint", golden_checkpoint, "--max-new-tokens", 8)
+    assert (done.returncode, done.stderr) == (0, "")
+    model, processor = helpers.load_model_and_processor(golden_checkpoint, device="cpu")
+    answer = helpers.generate(model, processor, "What is this?", picture, max_new_tokens=8)
+    text, cost = done.stdout.rstrip("\n").rsplit("\n", 1)
+    assert text == answer
+    assert cost.startswith("2,509 image + ")
+
+
+def test_several_pictures(golden_checkpoint, golden_images, capsys):
+    picture = str(golden_images / "gray_320x240.png")
+    options = ["--checkpoint", str(golden_checkpoint), "--max-new-tokens", "1"]
+    assert main([picture, picture, "Compare", *options]) == 0
+    assert " image + " in capsys.readouterr().out
+
+
+def test_an_error_is_one_line_without_traceback():
+    done = run("missing.png", "What is this?")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "missing.png': there is no such file" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["only one"], 'give PICTURE and "QUESTION"'),
+        (["a.png", "b", "--max-new-tokens", "many"], "invalid int value"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint", "/no/such/folder"], "There is no folder"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+    ],
+)
+def test_errors_after_the_pictures(options, message, golden_checkpoint, golden_images, capsys):
+    options = options if "--checkpoint" in options else [*options, "--checkpoint", str(golden_checkpoint)]
+    assert main([str(golden_images / "gray_320x240.png"), "What?", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_doctor_without_arguments(golden_checkpoint, capsys):
+    assert main(["--checkpoint", str(golden_checkpoint)]) == 0
+    assert capsys.readouterr().out.endswith("Ready.\n")
+    assert main(["--checkpoint", "/no/such/folder"]) == 1
+    assert "fix" in capsys.readouterr().out

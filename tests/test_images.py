@@ -1,0 +1,446 @@
+import contextlib
+import http.server
+import io
+import os
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from helpers import ImageLoadError, load_image
+from helpers.fetch import is_public
+from helpers.images import FORMATS
+
+
+def encode(image, kind="PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def gradient(width=32, height=20) -> Image.Image:
+    """A picture without symmetry, so that every turn and flip shows."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x * 7, y * 11, x + y], -1).astype(np.uint8))
+
+
+def pixels(image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+# Sources
+
+
+@pytest.mark.parametrize("wrap", [str, lambda path: path], ids=["str", "Path"])
+def test_path(tmp_path, wrap):
+    path = tmp_path / "picture.png"
+    gradient().save(path)
+    assert (pixels(load_image(wrap(path))) == pixels(gradient())).all()
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
+def test_bytes(wrap):
+    assert (pixels(load_image(wrap(encode(gradient())))) == pixels(gradient())).all()
+
+
+def test_pil_is_copied_and_left_alone():
+    source = gradient().convert("RGBA")
+    source.putalpha(10)
+    before = source.tobytes(), source.mode
+    load_image(source)
+    assert (source.tobytes(), source.mode) == before
+    source = gradient()
+    load_image(source).putpixel((0, 0), (255, 255, 255))
+    assert source.getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[0, 255]], np.uint8), [[0] * 3, [255] * 3]),
+        (np.array([[[7], [9]]], np.uint8), [[7] * 3, [9] * 3]),
+        (np.array([[[1, 2, 3]]], np.uint8), [[1, 2, 3]]),
+        (np.array([[[1, 2, 3, 0], [1, 2, 3, 255]]], np.uint8), [[255] * 3, [1, 2, 3]]),
+        (np.array([[0, 32896, 65535]], np.uint16), [[0] * 3, [128] * 3, [255] * 3]),
+        (np.array([[False, True]]), [[0] * 3, [255] * 3]),
+        (np.array([[0.0, 0.5, 1.0]]), [[0] * 3, [128] * 3, [255] * 3]),
+        (np.array([[0.0, 1.0]], np.float16), [[0] * 3, [255] * 3]),
+    ],
+)
+def test_array(array, expected):
+    assert pixels(load_image(array))[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 4, 2), np.uint8),
+        np.zeros(5, np.uint8),
+        np.zeros((2, 2, 3, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 2), np.int64),
+        np.full((2, 2), 200.0),
+        np.full((2, 2), np.nan),
+        np.array([["a"]]),
+    ],
+)
+def test_wrong_array(array):
+    with pytest.raises(ImageLoadError, match="Cannot load picture from an array"):
+        load_image(array)
+
+
+@pytest.mark.parametrize("source", [None, 7, object(), [gradient()], io.BytesIO(b"")])
+def test_wrong_type(source):
+    with pytest.raises(ImageLoadError, match="pass a path, an http"):
+        load_image(source)
+
+
+# What a picture file can hold
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    turns = {
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],  # stored turned left, so that showing it turns right
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = gradient()
+    for turn in turns[orientation]:
+        stored = stored.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (pixels(load_image(encode(stored, exif=exif))) == pixels(gradient())).all()
+
+
+def test_damaged_exif_is_ignored():
+    data = encode(gradient(), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert load_image(data).size == gradient().size
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"])
+def test_mode(mode):
+    source = gradient().convert(mode)
+    grey = mode in ("1", "L", "I", "F")
+    expected = source.convert("L").convert("RGB") if grey else source.convert("RGB")
+    assert np.abs(pixels(load_image(source)) - pixels(expected)).max() <= 1
+
+
+def test_lab():
+    lab = ImageCms.profileToProfile(
+        gradient(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert np.abs(pixels(load_image(lab)) - pixels(gradient())).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_file(kind):
+    values = np.linspace(0, 65535, 600).round().astype(np.uint16).reshape(20, 30)
+    loaded = pixels(load_image(encode(Image.fromarray(values), kind)))
+    assert np.abs(loaded[..., 0] - values / 257).max() <= 1
+
+
+def test_16_bit_i_and_big_endian():
+    values = np.linspace(0, 65535, 600).round().astype(np.int32).reshape(20, 30)
+    big = Image.frombytes("I;16B", (30, 20), values.astype(">u2").tobytes())
+    for source in (Image.fromarray(values), big):
+        assert np.abs(pixels(load_image(source))[..., 0] - values / 257).max() <= 1
+
+
+def test_float_of_0_to_1():
+    source = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
+    assert pixels(load_image(source))[0, :, 0].tolist() == [0, 128, 255]
+
+
+HALF = 128
+OVER = {"white": (255, 255, 255), "black": (0, 0, 0), "#0a141e": (10, 20, 30)}
+
+
+def with_alpha(mode) -> Image.Image:
+    """Two pixels: colour (or grey) 100 with alpha 0, and the same with alpha 255."""
+    rgba = Image.new("RGBA", (2, 1), (100, 100, 100, 0))
+    rgba.putpixel((1, 0), (100, 100, 100, 255))
+    if mode == "PA":
+        palette = Image.new("PA", (2, 1))
+        palette.putpalette([100] * 768)
+        palette.putalpha(rgba.getchannel("A"))
+        return palette
+    return rgba if mode == "RGBA" else rgba.convert(mode)
+
+
+def palette_file(transparency) -> bytes:
+    image = Image.new("P", (2, 1))
+    image.putpalette([9, 9, 9, 100, 100, 100])
+    image.putpixel((1, 0), 1)
+    return encode(image, transparency=transparency)
+
+
+@pytest.mark.parametrize("background", OVER)
+@pytest.mark.parametrize(
+    "source",
+    [
+        with_alpha("RGBA"),
+        with_alpha("LA"),
+        with_alpha("PA"),
+        with_alpha("RGBa"),
+        palette_file(0),
+        palette_file(b"\x00\xff"),
+        encode(Image.fromarray(np.array([[7, 100]], np.uint8)), transparency=7),
+        encode(Image.fromarray(np.array([[[7, 7, 7], [100] * 3]], np.uint8)), transparency=(7, 7, 7)),
+        encode(Image.fromarray(np.array([[7, 25700]], np.uint16)), transparency=7),
+    ],
+    ids=["RGBA", "LA", "PA", "RGBa", "palette index", "palette bytes", "L tRNS", "RGB tRNS", "I;16 tRNS"],
+)
+def test_transparency(source, background):
+    first, second = pixels(load_image(source, background=background))[0].tolist()
+    assert tuple(first) == OVER[background]
+    assert second == [100] * 3
+
+
+def test_half_transparent_mixes():
+    source = Image.new("RGBA", (1, 1), (0, 0, 0, HALF))
+    assert abs(load_image(source).getpixel((0, 0))[0] - 127) <= 1
+    with pytest.raises(ValueError, match="unknown color"):
+        load_image(source, background="no colour")
+
+
+def test_every_format_has_a_decoder():
+    Image.init()
+    assert set(FORMATS) <= set(Image.OPEN)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_truncated(kind, part):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
+    data = encode(noise, kind)
+    with pytest.raises(ImageLoadError, match=r"Cannot load picture from [\d,]+ bytes"):
+        load_image(data[: int(len(data) * part)])
+
+
+def test_too_many_pixels_is_seen_before_decoding():
+    data = encode(Image.new("1", (8_000, 8_000)), "TIFF", compression="tiff_lzw")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageLoadError, match="8000 x 8000 is more than max_pixels=50,000,000"):
+            load_image(data)
+    with pytest.raises(ImageLoadError, match="32 x 20 is more than max_pixels=600"):
+        load_image(gradient(), max_pixels=600)
+    with pytest.raises(ImageLoadError, match="max_pixels=600"):
+        load_image(np.zeros((20, 32, 3), np.uint8), max_pixels=600)
+
+
+def test_too_many_bytes(tmp_path):
+    data = encode(gradient(), "BMP")
+    (tmp_path / "a.png").write_bytes(data)
+    for source in (data, tmp_path / "a.png"):
+        with pytest.raises(ImageLoadError, match="max_bytes=100"):
+            load_image(source, max_bytes=100)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_no_pixels(size):
+    with pytest.raises(ImageLoadError, match="no pixels"):
+        load_image(Image.new("RGB", size))
+
+
+@pytest.mark.parametrize(
+    "source", ["data:image/png;base64,AAAA", "file:///etc/hosts", "ftp://a.example/b.png"]
+)
+def test_other_addresses(source):
+    with pytest.raises(ImageLoadError, match="addresses are not read"):
+        load_image(source)
+
+
+def test_missing_folder_empty_and_text(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    reasons = {
+        "nothing.png": "no such file",
+        "": "not a file",
+        "empty.png": "empty",
+        "text.png": "known format",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(ImageLoadError, match=reason) as caught:
+            load_image(tmp_path / name)
+        assert str(tmp_path) in str(caught.value)
+    with pytest.raises(ImageLoadError):
+        load_image("null\0byte.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageLoadError, match="not a file"):
+        load_image(tmp_path / "pipe.png")
+
+
+def test_postscript_is_not_run():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageLoadError, match="known format"):
+        load_image(eps)
+
+
+def test_damage_never_escapes_as_another_error():
+    """Every byte of small files changed in turn: a picture or an ImageLoadError, nothing else."""
+    rng = np.random.default_rng(1)
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+        data = bytearray(encode(gradient(8, 8), kind))
+        for place in rng.permutation(len(data))[:120]:
+            changed = bytearray(data)
+            changed[place] ^= int(rng.integers(1, 256))
+            with contextlib.suppress(ImageLoadError):
+                assert load_image(bytes(changed)).mode == "RGB"
+
+
+# Addresses
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    picture = encode(gradient())
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status=200, body=b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        match self.path:
+            case "/picture":
+                self.answer(body=self.picture, Content_Type="image/png")
+            case "/moved":
+                self.answer(302, Location="/picture")
+            case "/loop":
+                self.answer(302, Location="/loop")
+            case "/to-file":
+                self.answer(302, Location="file:///etc/hosts")
+            case "/html":
+                self.answer(body=b"<html>hello</html>", Content_Type="text/html; charset=utf-8")
+            case "/endless":
+                self.answer()
+                while not self.server.closing:
+                    self.wfile.write(bytes(10_000))
+            case "/announced":
+                self.answer(Content_Length="999999999")
+            case "/short":
+                self.answer(body=self.picture[:50], Content_Length="5000")
+            case "/drip":
+                self.send_response(200)
+                self.end_headers()
+                while not self.server.closing:
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+            case "/drip-headers":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not self.server.closing:
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+            case _:
+                self.answer(404)
+
+    def handle(self):
+        with contextlib.suppress(OSError):  # the client went away, as it should
+            super().handle()
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.closing = False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.closing = True
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["/picture", "/moved"])
+def test_url(server, path):
+    assert (pixels(load_image(server + path, allow_private=True)) == pixels(gradient())).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/nothing", "404"),
+        ("/loop", "redirects more than"),
+        ("/to-file", "not an http"),
+        ("/html", "text/html"),
+        ("/endless", "max_bytes=100,000"),
+        ("/announced", "max_bytes=100,000"),
+        ("/short", "transfer failed"),
+        ("/drip", "within 0.5 s"),
+        ("/drip-headers", "within 0.5 s"),
+    ],
+)
+def test_bad_url(server, path, reason):
+    timeout = 0.5 if "drip" in path else 10
+    with pytest.raises(ImageLoadError, match=reason) as caught:
+        load_image(server + path, allow_private=True, max_bytes=100_000, timeout=timeout)
+    assert server + path in str(caught.value)
+
+
+def test_no_thread_is_left(server):
+    before = set(threading.enumerate())
+    with pytest.raises(ImageLoadError):
+        load_image(server + "/drip-headers", allow_private=True, timeout=0.3)
+    clients = [thread for thread in set(threading.enumerate()) - before if "run" in thread.name]
+    assert clients == []
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_private_hosts_get_no_connection(server, host):
+    port = server.rsplit(":", 1)[1]
+    with pytest.raises(ImageLoadError, match=r"private or local|not known"):
+        load_image(f"http://{host}:{port}/picture")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("64:ff9b::808:808", True),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("64:ff9b::7f00:1", False),
+    ],
+)
+def test_is_public(address, expected):
+    assert is_public(address) is expected

@@ -1,0 +1,237 @@
+"""The pace and hygiene of every notebook; nbval runs them and compares their outputs."""
+
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+UNCOMPARED = {"nbval-skip", "nbval-ignore-output"}
+RAISES = {"nbval-raises-exception", "raises-exception"}
+NBVAL_TAGS = {*UNCOMPARED, *RAISES, "nbval-check-output"}
+# What asks the model: the helpers' functions and transformers' own.
+ANSWER = re.compile(r"\b(generate|stream|pipe|pipeline)\(")
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/~)>\]])/(home|root|Users|tmp|var|opt|mnt|private|content|workspace|usr|work)/\w|\b[A-Z]:\\\w"
+)
+ACTIVE = re.compile(
+    r"<\s*(script|iframe|object|embed)\b|\bon(click|load|error|mouseover)\s*=|javascript:", re.IGNORECASE
+)
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bghp_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9]{20,}")
+
+FORBIDDEN = {"an absolute path": ABSOLUTE_PATH, "active content": ACTIVE, "a secret": TOKEN}
+
+
+def text_of(value) -> str:
+    return "".join(value) if isinstance(value, list) else value
+
+
+class Notebook:
+    """A stored notebook with what the rules below ask about."""
+
+    def __init__(self, content: dict, size: int = 0):
+        self.content, self.size = content, size
+        self.cells = content["cells"]
+        self.code = [cell for cell in self.cells if cell["cell_type"] == "code"]
+        self.markdown = [cell for cell in self.cells if cell["cell_type"] == "markdown"]
+
+    @classmethod
+    def read(cls, path: Path) -> "Notebook":
+        return cls(json.loads(path.read_text(encoding="utf-8")), path.stat().st_size)
+
+
+def lines_of(cell) -> int:
+    return len([line for line in text_of(cell["source"]).splitlines() if line.strip()])
+
+
+def tags_of(cell) -> set:
+    return set(cell["metadata"].get("tags", []))
+
+
+def is_import(cell) -> bool:
+    lines = [line for line in text_of(cell["source"]).splitlines() if line.strip()]
+    return all(re.match(r"(import|from|#|%|\s|\))", line) for line in lines)
+
+
+def texts_of(output) -> list[str]:
+    """The texts of an output that a reader can see; pictures are left out."""
+    texts = [output.get("text", "")]
+    texts += [text for kind, text in output.get("data", {}).items() if not kind.startswith("image/")]
+    return [text_of(text) for text in texts if isinstance(text, (str, list))]
+
+
+def is_compared(cell) -> bool:
+    """Whether nbval compares a text of this cell's output, and not only a picture."""
+    if tags_of(cell) & UNCOMPARED:
+        return False
+    return any(output.get("name") != "stderr" and any(texts_of(output)) for output in cell["outputs"])
+
+
+def problems_of(notebook: Notebook) -> list[str]:
+    """Every broken rule in words, with the number of the cell (counted from 1, all kinds together)."""
+    found = []
+    code, markdown = notebook.code, notebook.markdown
+    if not 10 <= len(code) <= 16:
+        found.append(f"{len(code)} code cells, not 10 to 16")
+    if len(markdown) < 1.2 * len(code):
+        found.append(f"{len(markdown)} markdown cells for {len(code)} code cells, not 1.2 for each")
+    lengths = [lines_of(cell) for cell in code] or [0]
+    if median(lengths) > 4:
+        found.append(f"the median code cell has {median(lengths)} lines, not at most 4")
+    words = sum(len(re.findall(r"\w[\w'’-]*", text_of(cell["source"]))) for cell in markdown)
+    if not 600 <= words <= 1200:
+        found.append(f"{words} words of text, not 600 to 1,200")
+    if notebook.size >= 300_000:
+        found.append(f"{notebook.size:,} bytes, not below 300,000")
+    answers = [number for number, cell in enumerate(code, 1) if ANSWER.search(text_of(cell["source"]))]
+    if not answers or answers[0] > 4:
+        found.append("no answer of the model by the 4th code cell")
+    compared = sum(map(is_compared, code))
+    if compared < 5:
+        found.append(f"nbval compares {compared} cells, not at least 5")
+    if notebook.content["metadata"].get("kernelspec", {}).get("name") != "python3":
+        found.append("the kernelspec is not python3")
+    if "widgets" in notebook.content["metadata"]:
+        found.append("metadata.widgets is stored")
+
+    in_a_row = executed = 0
+    for number, cell in enumerate(notebook.cells, 1):
+        source = text_of(cell["source"])
+        outputs = cell.get("outputs", [])
+        shown = "\n".join([source, *(text for output in outputs for text in texts_of(output))])
+        for what, pattern in FORBIDDEN.items():
+            if match := pattern.search(shown):
+                found.append(f"cell {number}: {what}: {match[0]!r}")
+        if cell["cell_type"] != "code":
+            in_a_row = 0
+            found += [f"cell {number}: a picture without alt text" for _ in re.findall(r"!\[\s*\]\(", source)]
+            continue
+        in_a_row += 1
+        executed += 1
+        if in_a_row > 2:
+            found.append(f"cell {number}: the third code cell in a row")
+        if lines_of(cell) > 12:
+            found.append(f"cell {number}: {lines_of(cell)} lines, not at most 12")
+        if not source.strip():
+            found.append(f"cell {number}: empty")
+        if cell["execution_count"] != executed:
+            found.append(f"cell {number}: execution count {cell['execution_count']}, not {executed}")
+        if not outputs and not is_import(cell):
+            found.append(f"cell {number}: shows nothing")
+        for tag in tags_of(cell):
+            if "nbval" in tag.lower() and tag not in NBVAL_TAGS:
+                found.append(f"cell {number}: unknown tag {tag}")
+        if tags_of(cell) & UNCOMPARED and "#" not in source:
+            found.append(f"cell {number}: kept from nbval without a comment that says why")
+        raises = tags_of(cell) & RAISES
+        for output in outputs:
+            if output.get("name") == "stderr":
+                found.append(f"cell {number}: stored stderr")
+            if output["output_type"] == "error" and not raises:
+                found.append(f"cell {number}: stored error {output['ename']}")
+            pictures = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            alt = text_of(output.get("data", {}).get("text/plain", ""))
+            if pictures and (not alt.strip() or alt.startswith("<")):
+                found.append(f"cell {number}: a picture without alt text")
+    return found
+
+
+def test_there_are_notebooks():
+    if not FOLDER.is_dir():
+        pytest.skip("notebooks/ is not there yet")
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_pace_and_hygiene(path):
+    problems = problems_of(Notebook.read(path))
+    assert not problems, f"{path.name}:\n" + "\n".join(problems)
+
+
+def test_no_function_is_defined_in_two_notebooks():
+    seen = {}
+    for path in NOTEBOOKS:
+        source = "\n".join(text_of(cell["source"]) for cell in Notebook.read(path).code)
+        for name in set(re.findall(r"^(?:def|class) (\w+)", source, re.M)):
+            assert name not in seen, f"{name} is defined in {seen[name]} and {path.name}; move it to helpers"
+            seen[name] = path.name
+
+
+# The rules themselves
+
+
+def sound() -> Notebook:
+    """A notebook that keeps every rule."""
+    cells = []
+    for number in range(1, 11):
+        text = " ".join(["word"] * 60)
+        output = {"output_type": "stream", "name": "stdout", "text": [f"answer {number}\n"]}
+        cells.append({"cell_type": "markdown", "metadata": {}, "source": [f"## Part {number}\n", text]})
+        cells.append(
+            {
+                "cell_type": "code",
+                "metadata": {},
+                "source": ["print(generate(model, processor, question))"],
+                "execution_count": number,
+                "outputs": [output],
+            }
+        )
+    cells += [{"cell_type": "markdown", "metadata": {}, "source": ["What next"]} for _ in range(2)]
+    return Notebook({"cells": cells, "metadata": {"kernelspec": {"name": "python3"}}})
+
+
+def picture_output(alt):
+    return {"output_type": "display_data", "metadata": {}, "data": {"image/png": "aGk=", "text/plain": alt}}
+
+
+POISONS = {
+    "not 10 to 16": lambda notebook: notebook.cells.pop(1),
+    "not 1.2 for each": lambda notebook: [notebook.cells.pop() for _ in range(2)],
+    "the median code cell": lambda notebook: [cell.update(source="x()\n" * 5) for cell in notebook.code],
+    "words of text": lambda notebook: [cell.update(source="short") for cell in notebook.markdown],
+    "not below 300,000": lambda notebook: setattr(notebook, "size", 300_000),
+    "no answer of the model": lambda notebook: [cell.update(source="print(1)") for cell in notebook.code[:4]],
+    "nbval compares 4 cells": lambda notebook: [
+        cell["metadata"].update(tags=["nbval-ignore-output"]) for cell in notebook.code[4:]
+    ],
+    "the kernelspec": lambda notebook: notebook.content["metadata"].update(kernelspec={"name": "my-env"}),
+    "metadata.widgets": lambda notebook: notebook.content["metadata"].update(widgets={}),
+    "third code cell in a row": lambda notebook: (notebook.cells.pop(2), notebook.cells.pop(3)),
+    "13 lines": lambda notebook: notebook.code[0].update(source="x()\n" * 13),
+    "empty": lambda notebook: notebook.code[5].update(source=""),
+    "execution count None": lambda notebook: notebook.code[5].update(execution_count=None),
+    "execution count 9, not 6": lambda notebook: notebook.code[5].update(execution_count=9),
+    "shows nothing": lambda notebook: notebook.code[5].update(outputs=[]),
+    "unknown tag": lambda notebook: notebook.code[5]["metadata"].update(tags=["nbval_skip"]),
+    "without a comment that says why": lambda notebook: notebook.code[5]["metadata"].update(
+        tags=["nbval-skip"]
+    ),
+    "stored stderr": lambda notebook: notebook.code[5]["outputs"][0].update(name="stderr"),
+    "stored error": lambda notebook: notebook.code[5].update(
+        outputs=[{"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}]
+    ),
+    "absolute path": lambda notebook: notebook.code[5]["outputs"][0].update(text="saved /home/me/a.png"),
+    "active content": lambda notebook: notebook.cells[0].update(source="<iframe src='x'>" + "word " * 70),
+    "a secret": lambda notebook: notebook.code[5].update(source="login('hf_" + "a" * 30 + "')"),
+    "a picture without alt text": lambda notebook: notebook.code[5]["outputs"].append(
+        picture_output("<PIL.Image.Image>")
+    ),
+}
+
+
+def test_a_sound_notebook_has_no_problem():
+    notebook = sound()
+    notebook.code[5]["outputs"].append(picture_output("A red circle"))
+    assert problems_of(notebook) == []
+
+
+@pytest.mark.parametrize("problem", POISONS)
+def test_each_rule_finds_its_poison(problem):
+    notebook = sound()
+    POISONS[problem](notebook)
+    found = problems_of(Notebook(notebook.content, notebook.size))
+    assert any(problem in line for line in found), found

@@ -1,0 +1,112 @@
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+# Known holes below these: see the release notes of each.
+FLOORS = {
+    "transformers": "5.17",
+    "torch": "2.11",
+    "pillow": "13.0.0",
+    "jupyterlab": "4.5.7",
+    "jupyter-server": "2.20.0",
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    """Package name to version of every line in requirements.txt."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    lines = [line for line in lines if line and line != "-e ."]
+    found = {}
+    for line in lines:
+        requirement = Requirement(line)
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", line
+        assert "*" not in specifier.version, line
+        found[normal(requirement.name)] = specifier.version
+    assert len(found) == len(lines), "a package is listed twice"
+    return found
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_helpers_are_installed_too():
+    assert "-e ." in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_version_below_the_floor(pins, package):
+    assert Version(pins[package]) >= Version(FLOORS[package])
+
+
+def test_pins_satisfy_the_package(pins, project):
+    for line in project["dependencies"]:
+        requirement = Requirement(line)
+        if normal(requirement.name) in pins:
+            assert pins[normal(requirement.name)] in requirement.specifier, line
+
+
+def test_the_doctor_knows_the_same_floors(project):
+    doctor = sys.modules["helpers.doctor"]
+    requirements = map(Requirement, project["dependencies"])
+    specifiers = {normal(requirement.name): requirement.specifier for requirement in requirements}
+    for package, floor in doctor.FLOORS.items():
+        assert f">={floor}" in str(specifiers[package]).split(",")
+
+
+def test_conda_environment_has_the_same_versions(pins):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt"]}, "everything else comes from requirements.txt itself"
+    versions = dict(re.match(r"([\w-]+)=?([\w.]*)", line).groups() for line in conda)
+    assert versions["pytorch"] == pins["torch"]
+    assert "flash-attn" in versions
+
+
+def test_flash_attn_is_only_mentioned(pins):
+    assert "flash-attn" not in pins
+    assert "flash-attn" in (ROOT / "requirements.txt").read_text()
+
+
+def test_every_import_of_the_helpers_is_declared(project):
+    declared = {normal(Requirement(line).name) for line in project["dependencies"]}
+    distributions = packages_distributions()
+    for file in (ROOT / "helpers").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                assert {normal(found) for found in distributions.get(name, [name])} & declared, (
+                    f"{file.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare"
+                )
+                assert name not in ("training", "benchmarks", "tests"), file
+
+
+def test_workflows_test_the_oldest_and_the_newest(pins):
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
+    pairs = [(row["transformers"], row["torch"]) for row in jobs["cpu"]["strategy"]["matrix"]["include"]]
+    assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"])]
+
+
+def test_ci_runs_what_the_readme_says():
+    script = (ROOT / ".ci/run").read_text()
+    assert "pip install" in script
+    assert "-r requirements.txt" in script
+    assert script.rstrip().endswith("\npytest")
