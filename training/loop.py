@@ -1,0 +1,167 @@
+"""What both training stages share: batches drawn by worker processes, optimisers, schedule, log and resuming.
+
+One process uses one GPU or, with one thread each, one CPU core: `torchrun --nproc-per-node 2 -m training.train`
+trains on two cores, and is half as fast again as one process with two threads.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def start() -> torch.device:
+    """Fixes the seed, joins the other processes if `torchrun` started several, and returns the device."""
+    torch.manual_seed(0)
+    if WORLD > 1:
+        dist.init_process_group("gloo")
+        torch.set_num_threads(1)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def average_gradients(parameters: list[nn.Parameter]):
+    """The mean over all processes, in one exchange."""
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for parameter, gradient in zip(parameters, flat.div_(WORLD).split([p.numel() for p in parameters])):
+        parameter.grad.copy_(gradient.view_as(parameter))
+
+
+class _Drawn(Dataset):
+    """Picture number `i` of the training split, drawn when it is asked for; each process has its own."""
+
+    def __init__(self, picture, first: int):
+        self.picture, self.first = picture, first
+
+    def __len__(self):
+        return 2**40
+
+    def __getitem__(self, index):
+        return self.picture("train", self.first + index * WORLD + RANK)
+
+
+class _InOrder(torch.utils.data.Sampler):
+    def __iter__(self):
+        i = 0
+        while True:
+            yield i
+            i += 1
+
+
+def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
+    """An endless stream of `collate([picture("train", i), ...])`, beginning with picture number `first`."""
+    return DataLoader(
+        _Drawn(picture, first),
+        batch,
+        sampler=_InOrder(),
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=lambda _: torch.set_num_threads(1),
+    )
+
+
+def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
+    """Muon for the weight matrices inside the layers, AdamW for embeddings, heads, norms and biases.
+
+    `rate(name)` is the learning rate of the parameter of that name.
+    """
+    matrices, others = {}, {}
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and not name.endswith(("embed_tokens.weight", "embedding.weight", "head.weight"))
+        (matrices if inner else others).setdefault(rate(name), []).append(parameter)
+    groups = [[{"params": params, "lr": lr} for lr, params in part.items()] for part in (matrices, others)]
+    return [
+        torch.optim.Muon(groups[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups[1], weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+class Run:
+    """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar."""
+
+    def __init__(self, folder: str, model: nn.Module, optimizers: list, total: int, save_every: float = 120):
+        self.folder, self.model, self.optimizers, self.total = Path(folder), model, optimizers, total
+        self.seen, self.seconds, self.save_every = 0, 0.0, save_every
+        self._peak = [group["lr"] for opt in optimizers for group in opt.param_groups]
+        self._mean: dict[str, float] = {}
+        self._evaluated = self._saved = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "state.pt").exists():
+            state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.seen, self.seconds = state["seen"], state["seconds"]
+
+    def steps(self, batches, batch_size: int):
+        """Yields batches until `total` pictures were seen, counting and saving on the way."""
+        bar = tqdm(
+            total=self.total, initial=self.seen, unit="pic", mininterval=5, smoothing=0.05, disable=RANK > 0
+        )
+        for batch in batches:
+            if self.seen >= self.total:
+                break
+            started = time.monotonic()
+            yield batch
+            self.seen += batch_size * WORLD
+            self.seconds += time.monotonic() - started
+            bar.update(batch_size * WORLD)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in self._mean.items()}, refresh=False)
+            if time.monotonic() - self._saved > self.save_every:
+                self.save()
+        bar.close()
+        self.save()
+
+    def update(self, loss: torch.Tensor, **measures: float):
+        """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate."""
+        done = self.seen / self.total
+        factor = min(1.0, (done + 1e-4) / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+        loss.backward()
+        if WORLD > 1:
+            average_gradients([p for p in self.model.parameters() if p.grad is not None])
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        peaks = iter(self._peak)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = next(peaks) * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for name, value in {"loss": loss.item(), **measures}.items():
+            self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
+
+    def time_to_evaluate(self, every: float = 60) -> bool:
+        """True about once a minute."""
+        return RANK == 0 and time.monotonic() - self._evaluated > every
+
+    def report(self, **scores: float):
+        """Adds one line to the log: pictures seen, seconds, running means and the given scores."""
+        self._evaluated = time.monotonic()
+        line = {"seen": self.seen, "seconds": round(self.seconds), **self._mean, **scores}
+        line = {name: round(value, 4) for name, value in line.items()}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        tqdm.write(json.dumps(line))
+
+    def save(self):
+        """Writes `state.pt` in one move, so that an interruption never leaves half a file."""
+        self._saved = time.monotonic()
+        if RANK > 0:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "seen": self.seen,
+            "seconds": self.seconds,
+        }
+        torch.save(state, self.folder / "state.tmp")
+        (self.folder / "state.tmp").replace(self.folder / "state.pt")

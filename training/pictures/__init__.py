@@ -1,0 +1,20 @@
+"""Drawn pictures whose truth is known: one module a kind, each with `draw(rng, split) -> Sample`.
+
+Adding a kind of picture is adding one module here and one line to `KINDS`.
+"""
+
+import random
+
+from . import cover, page
+from .sample import Sample
+
+KINDS = {"cover": cover.draw, "page": page.draw}
+
+#: Words, fonts and seeds of the three splits never meet: `heldout` takes words that are never trained on,
+#: `heldout_fonts` takes such words in fonts that are never trained on.
+SPLITS = ("train", "heldout", "heldout_fonts")
+
+
+def draw(kind: str, split: str, index: int) -> Sample:
+    """The `index`-th picture of a kind and a split; the same one on every machine with the same fonts."""
+    return KINDS[kind](random.Random(f"{kind}/{split}/{index}"), split)

@@ -1,0 +1,22 @@
+"""What cameras, scanners and e-mail do to a picture, mildly."""
+
+import io
+import random
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+
+def wear(rng: random.Random, image: Image.Image) -> Image.Image:
+    """The picture after none, one or several of: blur, noise, JPEG. Its size stays the same."""
+    if rng.random() < 0.15:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9) * max(image.size) / 448))
+    if rng.random() < 0.2:
+        noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(image.size[::-1] + (1,), dtype=np.float32)
+        noisy = np.asarray(image, dtype=np.float32) + noise * rng.uniform(2, 10)
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.2:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(50, 92))
+        image = Image.open(buffer).convert("RGB")
+    return image

@@ -1,0 +1,34 @@
+"""The fonts of the pictures: open families from PyPI (`fontpkg-*`) and Pillow's built-in one, split in two."""
+
+import functools
+import random
+
+import fontpkg.pil
+from PIL import ImageFont
+
+#: Pillow's own scalable font (Aileron): what a user gets from `ImageFont.load_default(size)`.
+PILLOW = "Pillow default"
+
+TRAIN = (
+    "Abril Fatface", "Anton", "Archivo Narrow", "Arimo", "Arvo", "Barlow Condensed", "Bitter", "Cabin", "Comfortaa",
+    "Crimson Text", "DM Serif Display", "EB Garamond", "Fira Sans", "IBM Plex Mono", "Inter", "JetBrains Mono",
+    "Josefin Sans", "Kanit", "Lato", "Libre Baskerville", "Lora", "Merriweather", "Montserrat", "Noto Serif",
+    "Nunito", "Open Sans", "Oswald", PILLOW, "Playfair Display", "Poppins", "PT Serif", "Quicksand", "Raleway",
+    "Roboto", "Roboto Slab", "Rubik", "Source Sans 3", "Work Sans", "Zilla Slab",
+)  # fmt: skip
+HELD_OUT = (
+    "Exo 2", "IBM Plex Serif", "Libre Franklin", "Mulish", "Overpass", "Sanchez", "Spectral", "Titillium Web",
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def load(family: str, size: int, weight: int = 400) -> ImageFont.FreeTypeFont:
+    """A font of `size` pixels; `weight` is taken as near as the family has it. Fonts are large: few are kept."""
+    if family == PILLOW:
+        return ImageFont.load_default(size)
+    return fontpkg.pil.truetype(family, size, weight, nearest=True, layout_engine=ImageFont.Layout.BASIC)
+
+
+def pick(rng: random.Random, split: str) -> tuple[str, int]:
+    """A random family of the split and a weight for it."""
+    return rng.choice(HELD_OUT if split == "heldout_fonts" else TRAIN), rng.choice((400, 500, 600, 700, 800))

@@ -1,0 +1,24 @@
+"""What every kind of picture returns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+#: The characters that pictures hold and that the vision tower learns to name, in the order of its classes.
+CHARACTERS = "".join(chr(code) for code in range(33, 127))
+
+
+@dataclass
+class Sample:
+    """One training or test example: the pictures, questions with their true answers, and the facts behind them.
+
+    `characters` has one array a picture, float32 `(number of characters, 5)`: index into `CHARACTERS`, then
+    left, top, right, bottom in pixels of that picture.
+    """
+
+    kind: str
+    images: list[Image.Image]
+    turns: list[tuple[str, str]]
+    truth: dict = field(default_factory=dict)
+    characters: list[np.ndarray] = field(default_factory=list)

@@ -1,0 +1,85 @@
+"""Random words, titles and names. A word belongs to one split for good, decided by a hash of its letters."""
+
+import hashlib
+import random
+
+from faker.providers.lorem.en_US import Provider as Lorem
+from faker.providers.person.en_US import Provider as Person
+
+COMMON = [word for word in Lorem.word_list if len(word) > 2]
+FIRST_NAMES = sorted(set(Person.first_names))
+LAST_NAMES = sorted(set(Person.last_names))
+
+_ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kn l m n p ph pl pr qu r s sc sh sk sl sm sn sp st str sw t th tr tw v w wh x y z".split()
+_VOWELS = "a a a e e e e i i i o o o u u y ai au ea ee ei ie io oa oo ou".split()
+_CODAS = ["", "", "", ""] + "b c ck d f ff g gh k l ll lm ld m mp n nd ng nt p r rd rk rm rn rt s ss sh st t tch tt v w x z zz".split()
+
+_NUMBERS = ("{}", "{}", "{}", "{}%", "${}", "{}.5", "{},000", "#{}", "({})", "+{}", "-{}")
+
+
+def held_out(word: str) -> bool:
+    """One word in ten is never trained on, whatever its case."""
+    return hashlib.sha1(word.lower().encode()).digest()[0] % 10 == 0
+
+
+def of_split(rng: random.Random, split: str, make) -> str:
+    """Calls `make(rng)` until it returns a word of the split."""
+    while True:
+        word = make(rng)
+        if held_out(word) == (split != "train"):
+            return word
+
+
+def invented(rng: random.Random) -> str:
+    """A word that no dictionary has, so that reading cannot be replaced by knowing."""
+    syllables = rng.choices((1, 2, 3), (4, 5, 1))[0]
+    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))[:10]
+
+
+def word(rng: random.Random, split: str) -> str:
+    """A lower-case word: every second one is invented."""
+    return of_split(rng, split, invented if rng.random() < 0.5 else lambda r: r.choice(COMMON))
+
+
+def number(rng: random.Random, split: str) -> str:
+    """Digits in one of the shapes that charts, tables and titles use."""
+
+    def make(rng):
+        value = rng.randrange(10 ** rng.randint(1, 5))
+        return rng.choice(_NUMBERS).format(value)
+
+    return of_split(rng, split, make)
+
+
+def name(rng: random.Random, split: str) -> str:
+    """A person's name, at times with initials, a hyphen or an apostrophe."""
+
+    def part(known):
+        return of_split(rng, split, lambda r: r.choice(known) if r.random() < 0.5 else invented(r).capitalize())
+
+    first, last = part(FIRST_NAMES), part(LAST_NAMES)
+    shape = rng.random()
+    if shape < 0.10:
+        first = f"{first[0]}. {rng.choice('ABCDEFGHIJKLMNOPRSTVW')}."
+    elif shape < 0.20:
+        first = f"{first} {rng.choice('ABCDEFGHIJKLMNOPRSTVW')}."
+    elif shape < 0.25:
+        last = rng.choice(("O'", "Mc", "D'")) + last
+    elif shape < 0.30:
+        last = f"{last}-{part(LAST_NAMES)}"
+    return f"{first} {last}"
+
+
+def title(rng: random.Random, split: str) -> str:
+    """A book's title of one to four words, in capitals or in title case."""
+    parts = [word(rng, split) for _ in range(rng.choices((1, 2, 3, 4), (3, 4, 3, 1))[0])]
+    if len(parts) > 1 and rng.random() < 0.3:
+        parts.insert(1, rng.choice(("of", "and", "the", "in", "for", "&", "to", "of the")))
+    if rng.random() < 0.2:
+        parts.insert(0, rng.choice(("The", "A", "My")))
+    if rng.random() < 0.08:
+        parts.append(number(rng, split))
+    text = " ".join(parts)
+    if rng.random() < 0.5:
+        return text.upper()
+    return " ".join(p if p in ("of", "and", "the", "in", "for", "to", "of the") else p[0].upper() + p[1:] for p in text.split())

@@ -1,0 +1,162 @@
+"""Stage 2, speak: projector and decoder learn to answer, first in front of the frozen tower, then all together.
+
+    python -m training.train --pictures 60000
+
+Ends with the checkpoint in the official layout in `--checkpoint`. Run stage 1 first.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
+from helpers.prompts import format_prompt
+
+from . import recipe, tokenizer
+from .loop import RANK, Run, optimizers, start, stream_of_batches
+from .pictures import draw
+from .pictures.sample import Sample
+
+CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
+#: Kinds of pictures in the order they come, over and over.
+MIX = ("cover", "page", "cover")
+
+
+def build_processor() -> Phi3VProcessor:
+    """The processor of the bundled checkpoint."""
+    return Phi3VProcessor(Phi3VImageProcessor(recipe.NUM_CROPS, recipe.TILE), tokenizer.build())
+
+
+def build_config(processor: Phi3VProcessor) -> Phi3VConfig:
+    """The official config's keys with the sizes of `recipe`."""
+    # The features come out of the last layer but one: one more than was trained, which is never built.
+    vision = {**recipe.VISION, "num_hidden_layers": recipe.VISION["num_hidden_layers"] + 1}
+    return Phi3VConfig(
+        **recipe.DECODER,
+        vocab_size=tokenizer.vocab_size(processor.tokenizer),
+        rope_scaling=recipe.rope_scaling(),
+        bos_token_id=1,
+        eos_token_id=2,
+        img_processor={
+            "name": "clip_vision_model",
+            "model_name": "phi-3-vision-pocket",
+            "image_dim_out": vision["hidden_size"],
+            "num_img_tokens": processor.image_processor.num_img_tokens,
+            "vision_config": vision,
+        },
+        embd_layer={
+            "embedding_cls": "image",
+            "hd_transform_order": "sub_glb",
+            "projection_cls": "mlp",
+            "use_hd_transform": True,
+            "with_learnable_separator": True,
+        },
+    )
+
+
+def conversation(sample: Sample) -> str:
+    """All turns of a sample in the model's markup."""
+    *history, (question, answer) = sample.turns
+    return format_prompt(question, len(sample.images), history=history) + f"{answer}<|end|>"
+
+
+class Collate:
+    """Samples to model inputs with `labels`: what the assistant says, `<|end|>` included; -100 elsewhere."""
+
+    def __init__(self, processor: Phi3VProcessor):
+        self.processor = processor
+        self.assistant, self.end = processor.tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|end|>"])
+
+    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        inputs = dict(self.processor([conversation(s) for s in samples], [s.images for s in samples]))
+        inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
+        for ids, labels in zip(inputs["input_ids"].tolist(), inputs["labels"]):
+            inside = False
+            for i, token in enumerate(ids):
+                if inside:
+                    labels[i] = token
+                inside = token == self.assistant or (inside and token != self.end)
+        return inputs
+
+
+class Drawing:
+    """Sample number `index` of the training mix."""
+
+    def __call__(self, split: str, index: int) -> Sample:
+        return draw(MIX[index % len(MIX)], split, index)
+
+
+def loss_and_accuracy(model, batch, device) -> tuple[torch.Tensor, float]:
+    """Cross entropy of the answers' tokens, and the share of whole answers right when shown what came before."""
+    batch = {name: part.to(device) for name, part in batch.items()}
+    labels = batch.pop("labels")[:, 1:]
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden_states[labels != -100]).float()
+    targets = labels[labels != -100]
+    right = torch.ones_like(labels, dtype=torch.bool)
+    right[labels != -100] = logits.argmax(-1) == targets
+    return F.cross_entropy(logits, targets), right.all(1).float().mean().item()
+
+
+def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
+    """Writes the official layout: bfloat16 safetensors, config, tokenizer, preprocessor, generation config, sums."""
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="16MB")
+    processor.save_pretrained(folder)
+    lines = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".json", ".safetensors", ".jinja")
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=60_000, help="how many pictures to learn from")
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
+    parser.add_argument("--vision", default="runs/vision/state.pt", help="result of stage 1")
+    parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where the result goes")
+    args = parser.parse_args()
+
+    device = start()
+    processor = build_processor()
+    model = Phi3VForCausalLM(build_config(processor)).to(device)
+    tower = torch.load(args.vision, map_location=device, weights_only=True)["model"]
+    prefix = "vision_tower."
+    model.vision_tower.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in tower.items() if k.startswith(prefix) and "post_layernorm" not in k}
+    )
+    run = Run(
+        args.out,
+        model,
+        optimizers(model, lambda name: args.lr * (0.3 if "vision_model" in name else 1.0)),
+        args.pictures,
+    )
+    collate, drawing = Collate(processor), Drawing()
+    held_out = [collate([draw("cover", split, i) for i in range(32)]) for split in ("heldout", "heldout_fonts")]
+    for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
+        model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
+        loss, whole = loss_and_accuracy(model, batch, device)
+        run.update(loss, whole=whole)
+        if run.time_to_evaluate():
+            with torch.no_grad():
+                scores = [loss_and_accuracy(model, batch, device) for batch in held_out]
+            run.report(
+                heldout_loss=scores[0][0].item(), heldout=scores[0][1], fonts_loss=scores[1][0].item(), fonts=scores[1][1]
+            )
+    if RANK == 0:
+        export(model, processor, args.checkpoint)
+        print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "hours": run.seconds / 3600}))
+
+
+if __name__ == "__main__":
+    main()
