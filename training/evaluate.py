@@ -92,8 +92,8 @@ def main():
     wrong.sort(key=lambda mistake: -mistake[2]["cer"])
     sheet_of_errors(wrong, args.out)
     (args.out / "scores.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    print("| skill, split | pictures | exact title | exact author | both | character errors |\n|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    header = "| skill, split | pictures | exact title | exact author | both | character errors |"
+    print("\n".join([header, "|---|---|---|---|---|---|", *rows]))
 
 
 if __name__ == "__main__":

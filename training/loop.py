@@ -105,9 +105,7 @@ class Run:
 
     def steps(self, batches, batch_size: int):
         """Yields batches until `total` pictures were seen, counting and saving on the way."""
-        bar = tqdm(
-            total=self.total, initial=self.seen, unit="pic", mininterval=5, smoothing=0.05, disable=RANK > 0
-        )
+        bar = tqdm(total=self.total, initial=self.seen, unit="pic", mininterval=5, smoothing=0.05, disable=RANK > 0)
         for batch in batches:
             if self.seen >= self.total:
                 break

@@ -1,6 +1,6 @@
 """Draws the pictures that the notebooks and the README show.
 
-    python -m training.notebook_images
+python -m training.notebook_images
 """
 
 from pathlib import Path

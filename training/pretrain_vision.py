@@ -6,6 +6,7 @@ Learning to read through the decoder's few answer tokens is slow; here every hal
 """
 
 import argparse
+import random
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Reader(nn.Module):
             position[1:] = sine_positions(side, config.hidden_size) * 0.5
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(number of tiles, 3, TILE, TILE) -> logits (tiles, patches, 2, characters + 1), boxes (tiles, patches, 2, 3)."""
+        """(tiles, 3, TILE, TILE) -> logits (tiles, patches, 2, characters + 1), boxes (tiles, patches, 2, 3)."""
         # The features that the whole model uses: the last built layer without post_layernorm, without CLS.
         hidden_states = self.vision_tower(tiles, output_hidden_states=True).hidden_states[-1][:, 1:]
         out = self.head(hidden_states).float().unflatten(-1, (HALVES, -1))
@@ -97,8 +98,6 @@ def picture(split: str, index: int):
 
 def dense_page(split: str, index: int):
     """A page with as many lines as fit; every third one is drawn larger and shrunk, as photos are."""
-    import random
-
     rng = random.Random(f"dense/{split}/{index}")
     scale = rng.uniform(1, 1.6) if rng.random() < 0.33 else 1
     size = (round(448 * scale), round(448 * scale))

@@ -150,9 +150,8 @@ def main():
         if run.time_to_evaluate():
             with torch.no_grad():
                 scores = [loss_and_accuracy(model, batch, device) for batch in held_out]
-            run.report(
-                heldout_loss=scores[0][0].item(), heldout=scores[0][1], fonts_loss=scores[1][0].item(), fonts=scores[1][1]
-            )
+            (loss, whole), (fonts_loss, fonts_whole) = scores
+            run.report(heldout_loss=loss.item(), heldout=whole, fonts_loss=fonts_loss.item(), fonts=fonts_whole)
     if RANK == 0:
         export(model, processor, args.checkpoint)
         print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "hours": run.seconds / 3600}))

@@ -10,10 +10,15 @@ COMMON = [word for word in Lorem.word_list if len(word) > 2]
 FIRST_NAMES = sorted(set(Person.first_names))
 LAST_NAMES = sorted(set(Person.last_names))
 
-_ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kn l m n p ph pl pr qu r s sc sh sk sl sm sn sp st str sw t th tr tw v w wh x y z".split()
+_ONSETS = """b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kn l m n p ph pl pr qu r s sc sh sk sl sm sn sp
+    st str sw t th tr tw v w wh x y z""".split()
 _VOWELS = "a a a e e e e i i i o o o u u y ai au ea ee ei ie io oa oo ou".split()
-_CODAS = ["", "", "", ""] + "b c ck d f ff g gh k l ll lm ld m mp n nd ng nt p r rd rk rm rn rt s ss sh st t tch tt v w x z zz".split()
-
+_CODAS = (
+    ["", "", "", ""]
+    + """b c ck d f ff g gh k l ll lm ld m mp n nd ng nt p r rd rk rm rn rt s ss sh st t tch
+    tt v w x z zz""".split()
+)
+_SMALL = ("of", "and", "the", "in", "for", "to")
 _NUMBERS = ("{}", "{}", "{}", "{}%", "${}", "{}.5", "{},000", "#{}", "({})", "+{}", "-{}")
 
 
@@ -74,7 +79,7 @@ def title(rng: random.Random, split: str) -> str:
     """A book's title of one to four words, in capitals or in title case."""
     parts = [word(rng, split) for _ in range(rng.choices((1, 2, 3, 4), (3, 4, 3, 1))[0])]
     if len(parts) > 1 and rng.random() < 0.3:
-        parts.insert(1, rng.choice(("of", "and", "the", "in", "for", "&", "to", "of the")))
+        parts.insert(1, rng.choice((*_SMALL, "&", "of the")))
     if rng.random() < 0.2:
         parts.insert(0, rng.choice(("The", "A", "My")))
     if rng.random() < 0.08:
@@ -82,4 +87,4 @@ def title(rng: random.Random, split: str) -> str:
     text = " ".join(parts)
     if rng.random() < 0.5:
         return text.upper()
-    return " ".join(p if p in ("of", "and", "the", "in", "for", "to", "of the") else p[0].upper() + p[1:] for p in text.split())
+    return " ".join(part if part in _SMALL else part[0].upper() + part[1:] for part in text.split())
