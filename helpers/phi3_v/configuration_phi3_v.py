@@ -13,7 +13,6 @@ CLIP_VIT_L_14_336 = {
     "patch_size": 14,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
-    "projection_dim": 768,
 }
 
 

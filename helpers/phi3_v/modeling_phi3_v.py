@@ -56,8 +56,8 @@ class Phi3VRotaryEmbedding(nn.Module):
 
 class Phi3VImageEmbedding(nn.Module):
     """
-    Tiles to image features. The names are those of the official checkpoints: `img_processor`, `img_projection`,
-    and the separators `sub_GN`, at the end of every row, and `glb_GN`, before the global view.
+    Tiles to image features. Names as in the official checkpoints: `img_processor`, `img_projection`, and
+    the separators `sub_GN`, at the end of every row, and `glb_GN`, before the global view.
     """
 
     def __init__(self, config: Phi3VConfig):

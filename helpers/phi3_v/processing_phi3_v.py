@@ -1,5 +1,6 @@
 """Processor of Phi-3-Vision: prompts with numbered image tags, and their pictures, to model inputs."""
 
+import itertools
 import re
 
 from transformers import PreTrainedTokenizerFast
@@ -80,11 +81,10 @@ class Phi3VProcessor(ProcessorMixin):
         data, sizes = {}, iter(())
         if images:
             data = self.image_processor(images, return_tensors=return_tensors, **kwargs)
-            image_sizes = data["image_sizes"].tolist()
-            sizes = iter([self.image_processor.get_num_image_tokens(*size) for size in image_sizes])
+            sizes = itertools.starmap(self.image_processor.get_num_image_tokens, data["image_sizes"].tolist())
         input_ids = [self._tokenize(prompt, sizes, truncation, max_length) for prompt in prompts]
-        rows = {"input_ids": input_ids}
-        inputs = self.tokenizer.pad(rows, padding=padding, max_length=max_length, padding_side="left")
+        padding = {"padding": padding, "max_length": max_length, "padding_side": "left"}
+        inputs = self.tokenizer.pad({"input_ids": input_ids}, **padding)
         return BatchFeature({**inputs, **data}, tensor_type=return_tensors)
 
     def _deal_images(self, prompts: list[str], images) -> list[list]:

@@ -1,0 +1,293 @@
+import io
+
+import pytest
+import torch
+from phi3_v_data import CHECKPOINT, noise_image, tiny_model, tiny_processor
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    DynamicCache,
+    GenerationConfig,
+    TextStreamer,
+    pipeline,
+)
+
+SHORT = "<|image_1|> a"  # 41 image tokens and a few more: passes 64 tokens while generating
+LONG = "<|image_2|> b c d <|image_1|> which of them?"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor(num_crops=1)
+
+
+def images(*seeds):
+    return [noise_image(90 + 30 * seed, 90, seed) for seed in seeds]
+
+
+def generate(model, inputs, max_new_tokens=30, eos_token_id=9999, **kwargs):
+    """New ids of a greedy run, without a stop."""
+    outputs = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=eos_token_id,
+        pad_token_id=1000,
+        **kwargs,
+    )
+    return outputs[:, inputs["input_ids"].shape[1] :]
+
+
+@torch.no_grad()
+def greedy(model, inputs, steps=30):
+    """What every run must give: the whole sequence through forward(), pictures included, at every step."""
+    inputs, new = dict(inputs), []
+    for _ in range(steps):
+        new.append(model(**inputs).logits[0, -1].argmax().item())
+        for key, value in (("input_ids", new[-1]), ("attention_mask", 1)):
+            inputs[key] = torch.cat([inputs[key], torch.tensor([[value]])], dim=1)
+    return new
+
+
+PROMPTS = [(SHORT, (0,)), (LONG, (0, 2)), ("e f g", ()), ("h " * 50, ())]
+
+
+@pytest.mark.parametrize(("prompt", "seeds"), PROMPTS)
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_caches(processor, prompt, seeds, cache, attention):
+    model = tiny_model(attn_implementation=attention)
+    inputs = processor(prompt, images(*seeds))
+    expected = greedy(model, inputs)
+    for _ in range(2):  # a second call on the same inputs
+        assert generate(model, inputs, **cache)[0].tolist() == expected
+
+
+def test_the_picture_matters_after_the_switch(model, processor):
+    answers = [
+        generate(model, processor(SHORT, noise_image(90, 90, seed)), 40)[0, 25:].tolist() for seed in range(4)
+    ]
+    assert len({tuple(answer) for answer in answers}) > 1
+
+
+def test_cache_is_rebuilt_once(model, processor):
+    inputs = processor(SHORT, images(0))
+    lengths, pictures = [], []
+
+    def record(module, args, kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+        pictures.append(kwargs.get("pixel_values") is not None)
+
+    hook = model.model.register_forward_pre_hook(record, with_kwargs=True)
+    generate(model, inputs)
+    hook.remove()
+    length = inputs["input_ids"].shape[1]
+    assert [n for n in lengths if n > 1] == [length, 65]
+    assert [n for n, has_picture in zip(lengths, pictures) if has_picture] == [length, 65]
+
+
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
+def test_left_padded_batch(model, processor, cache):
+    """Rows that pass the short context at different steps, or have from the start, or never do."""
+    rows = [*PROMPTS, (SHORT + " b c d", (1,))]
+    batch = processor([prompt for prompt, _ in rows], [images(*seeds) for _, seeds in rows])
+    new = generate(model, batch, **cache)
+    for row, (prompt, seeds) in zip(new.tolist(), rows):
+        assert row == greedy(model, processor(prompt, images(*seeds)))
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_beams_keep_their_pictures(model, processor, kwargs):
+    rows = [(LONG, (0, 2)), ("no picture", ()), (SHORT, (1,))]
+    batch = processor([prompt for prompt, _ in rows], [images(*seeds) for _, seeds in rows])
+    new = generate(model, batch, 6, **kwargs)
+    solos = [generate(model, processor(prompt, images(*seeds)), 6, **kwargs) for prompt, seeds in rows]
+    assert torch.equal(new, torch.cat(solos))
+
+
+def test_return_sequences(model, processor):
+    inputs = processor([LONG, SHORT], [images(0, 2), images(1)])
+    torch.manual_seed(0)
+    outputs = model.generate(**inputs, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=2)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], outputs[3])
+
+
+def test_prompt_lookup(model, processor):
+    """Several tokens a step; the switch may lie between them."""
+    inputs = processor(SHORT + " b" * 8, images(0))
+    assert generate(model, inputs, prompt_lookup_num_tokens=3)[0].tolist() == greedy(model, inputs)
+
+
+def test_inputs_embeds(model, processor):
+    inputs = processor("h " * 50)
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    outputs = model.generate(
+        inputs_embeds=embeds,
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=30,
+        do_sample=False,
+        eos_token_id=9999,
+    )
+    assert outputs[0].tolist() == greedy(model, inputs)
+
+
+@pytest.mark.parametrize("words", [1, 12])
+def test_chat_goes_on_with_its_cache(model, processor, words):
+    first, second = f"{SHORT}{' b' * words}", " and this: <|image_2|> c"
+    cache = DynamicCache(config=model.config)
+    generate(model, processor(first, images(0)), 2, past_key_values=cache)
+    answer = "<|end|>"
+    inputs = processor(first + answer + second, images(0, 1))
+    reused = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(**processor(first, images(0)), past_key_values=reused)
+    assert generate(model, inputs, 12, past_key_values=reused)[0].tolist() == greedy(model, inputs, 12)
+
+
+def test_chat_beyond_the_switch_with_its_cache(model, processor):
+    first = LONG
+    inputs = processor(first + " and <|image_3|> c", images(0, 1, 2))
+    reused = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(**processor(first, images(0, 1)), past_key_values=reused)
+    assert generate(model, inputs, 12, past_key_values=reused)[0].tolist() == greedy(model, inputs, 12)
+    # Text only goes on without the pictures too, and a new picture cannot be left out.
+    again = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(**processor(first, images(0, 1)), past_key_values=again)
+    with pytest.raises(ValueError, match="image tokens but 0 pictures"):
+        model.generate(input_ids=inputs["input_ids"], past_key_values=again, max_new_tokens=2)
+
+
+def test_chunked_prefill_is_refused(model, processor):
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        generate(model, processor(SHORT, images(0)), prefill_chunk_size=16)
+
+
+def test_long_prompts_are_refused_before_any_forward(model, processor):
+    inputs = processor("a " * 3000)
+    with pytest.raises(ValueError, match="at most 2048"):
+        generate(model, inputs)
+
+
+def test_caller_keeps_its_tensors(model, processor):
+    inputs = processor(SHORT, images(0))
+    before = {key: value.clone() for key, value in inputs.items()}
+    generate(model, inputs)
+    for key, value in inputs.items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("eos", [None, 2, [2]])
+def test_stop_set_is_filled_in(model, eos):
+    model.generation_config = GenerationConfig(eos_token_id=eos)
+    assert model.generation_config.eos_token_id == [2, 1000, 1007]
+
+
+def test_stop_set_of_the_checkpoint_wins(model):
+    model.generation_config = GenerationConfig(eos_token_id=[1007])
+    assert model.generation_config.eos_token_id == [1007]
+    model.generation_config = GenerationConfig()
+
+
+@pytest.mark.parametrize("folder", ["with_generation_config", "without"])
+def test_stop_set_of_loaded_models(folder, tmp_path):
+    from shutil import copytree, ignore_patterns
+
+    ignore = ignore_patterns("generation_config.json") if folder == "without" else None
+    path = copytree(CHECKPOINT, tmp_path / folder, ignore=ignore)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert model.generation_config.eos_token_id == [2, 1000, 1007]
+
+
+@pytest.mark.parametrize("stop", [2, 1000, 1007])
+def test_generation_stops(model, processor, stop):
+    """Every id of the stop set ends a row; an explicit eos_token_id replaces the set."""
+    inputs = processor("a b")
+
+    def force(input_ids, scores):
+        scores[:, stop if input_ids.shape[1] == inputs["input_ids"].shape[1] + 2 else 7] = 1e9
+        return scores
+
+    outputs = model.generate(**inputs, max_new_tokens=6, do_sample=False, logits_processor=[force])
+    assert outputs.shape[1] == inputs["input_ids"].shape[1] + 3
+    outputs = generate(model, inputs, 6, eos_token_id=9999, logits_processor=[force])
+    assert outputs.shape[1] == 6
+
+
+def test_answers_hold_no_image_tokens(model, processor):
+    inputs = processor(SHORT, images(0))
+    hook = model.lm_head.register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([1044]), 1e9)
+    )
+    new = generate(model, inputs)
+    hook.remove()
+    assert 1044 not in new
+
+
+def test_streaming(model, processor, capsys):
+    generate(
+        model, processor(SHORT, images(0)), 5, streamer=TextStreamer(processor.tokenizer, skip_prompt=False)
+    )
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trust_remote_code", [None, True])
+def test_pipeline(trust_remote_code, monkeypatch):
+    def ask(*args):
+        raise AssertionError("asked to run remote code")
+
+    monkeypatch.setattr("builtins.input", ask)
+    pipe = pipeline(
+        "image-text-to-text", model=str(CHECKPOINT), trust_remote_code=trust_remote_code, device="cpu"
+    )
+    pipe.processor.image_processor.num_crops = 1
+    image = noise_image(90, 90)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Hi"}]}
+    ]
+    chat = pipe(text=messages, max_new_tokens=4, return_full_text=False)[0]["generated_text"]
+    prompt = "<|user|>\n<|image_1|>\nHi<|end|>\n<|assistant|>\n"
+    inputs = pipe.processor(prompt, image)
+    outputs = pipe.model.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
+    assert chat == pipe.processor.decode(outputs[0], skip_special_tokens=True)
+    plain = pipe(images=image, text=prompt, max_new_tokens=4, return_full_text=False)[0]["generated_text"]
+    assert plain == chat
+
+
+def test_the_seed_snippet():
+    """The seed page's own code, but for the address of the model, the picture and the device."""
+    model_id = CHECKPOINT
+
+    processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(model_id, trust_remote_code=True, torch_dtype="auto").cpu()
+
+    user_prompt = "<|user|>\n"
+    assistant_prompt = "<|assistant|>\n"
+    prompt_suffix = "<|end|>\n"
+    question = "Could you please introduce this stock to me?"
+    prompt = f"{user_prompt}<|image_1|>\n{question}{prompt_suffix}{assistant_prompt}"
+
+    buffer = io.BytesIO()
+    noise_image(200, 100).save(buffer, "PNG")
+    image = Image.open(buffer)
+
+    inputs = processor(prompt, image, return_tensors="pt").to("cpu")
+    generate_ids = model.generate(
+        **inputs,
+        max_new_tokens=10,
+        eos_token_id=processor.tokenizer.eos_token_id,
+    )
+    generate_ids = generate_ids[:, inputs["input_ids"].shape[1] :]
+    response = processor.batch_decode(
+        generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )[0]
+    assert isinstance(response, str)
+    assert generate_ids.shape == (1, 10)
