@@ -22,8 +22,9 @@ from .pictures import draw
 from .pictures.sample import Sample
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
-#: Kinds of pictures in the order they come, over and over.
-MIX = ("cover", "page", "cover")
+#: Kinds of pictures in the order they come, over and over, each for BLOCK pictures: batches of one kind need less
+#: padding than mixed ones.
+MIX, BLOCK = ("cover", "page", "cover"), 16
 
 
 def build_processor() -> Phi3VProcessor:
@@ -87,7 +88,7 @@ class Drawing:
     """Sample number `index` of the training mix."""
 
     def __call__(self, split: str, index: int) -> Sample:
-        return draw(MIX[index % len(MIX)], split, index)
+        return draw(MIX[index // BLOCK % len(MIX)], split, index)
 
 
 def loss_and_accuracy(model, batch, device) -> tuple[torch.Tensor, float]:

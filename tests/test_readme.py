@@ -1,0 +1,40 @@
+"""What the README shows is what happens: its first answer, and its snippets as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import helpers
+from helpers.__main__ import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+pytestmark = pytest.mark.skipif(not helpers.POCKET.is_dir(), reason="the bundled checkpoint is not there yet")
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("PHI3_VISION_CHECKPOINT", raising=False)
+
+
+def test_the_first_answer(capsys):
+    command, answer = re.search(r"```\n\$ python -m helpers (.*?)\n(.*?)\n```", README, re.S).groups()
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out.splitlines()[0] == answer
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippets(number, capsys):
+    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})  # noqa: S102
+    assert "Morgan Maxwell" in capsys.readouterr().out
+
+
+def test_the_tree_names_what_is_there():
+    tree = README.split("## What is where")[1]
+    for name in re.findall(r"^ *(\w+/)", tree.split("```")[1], re.M):
+        assert (ROOT / name).is_dir() or (ROOT / "helpers" / name).is_dir(), name
