@@ -42,8 +42,8 @@ def invented(rng: random.Random) -> str:
 
 
 def word(rng: random.Random, split: str) -> str:
-    """A lower-case word: every second one is invented."""
-    return of_split(rng, split, invented if rng.random() < 0.5 else lambda r: r.choice(COMMON))
+    """A lower-case word: every fourth one is invented."""
+    return of_split(rng, split, invented if rng.random() < 0.25 else lambda r: r.choice(COMMON))
 
 
 def number(rng: random.Random, split: str) -> str:
@@ -60,7 +60,7 @@ def name(rng: random.Random, split: str) -> str:
     """A person's name, at times with initials, a hyphen or an apostrophe."""
 
     def part(known):
-        return of_split(rng, split, lambda r: r.choice(known) if r.random() < 0.5 else invented(r).capitalize())
+        return of_split(rng, split, lambda r: r.choice(known) if r.random() < 0.75 else invented(r).capitalize())
 
     first, last = part(FIRST_NAMES), part(LAST_NAMES)
     shape = rng.random()
@@ -77,7 +77,7 @@ def name(rng: random.Random, split: str) -> str:
 
 def title(rng: random.Random, split: str) -> str:
     """A book's title of one to four words, in capitals or in title case."""
-    parts = [word(rng, split) for _ in range(rng.choices((1, 2, 3, 4), (3, 4, 3, 1))[0])]
+    parts = [word(rng, split) for _ in range(rng.choices((1, 2, 3, 4), (8, 10, 5, 1))[0])]
     if len(parts) > 1 and rng.random() < 0.3:
         parts.insert(1, rng.choice((*_SMALL, "&", "of the")))
     if rng.random() < 0.2:
