@@ -59,6 +59,14 @@ def build_config(processor: Phi3VProcessor) -> Phi3VConfig:
     )
 
 
+def with_tower(model: Phi3VForCausalLM, state: str) -> Phi3VForCausalLM:
+    """The model with the vision tower that stage 1 left in `state`."""
+    prefix, weights = "vision_tower.", torch.load(state, map_location="cpu", weights_only=True)["model"]
+    tower = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    model.vision_tower.load_state_dict({k: v for k, v in tower.items() if "post_layernorm" not in k})
+    return model
+
+
 def conversation(sample: Sample) -> str:
     """All turns of a sample in the model's markup."""
     *history, (question, answer) = sample.turns
@@ -123,19 +131,18 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
-    parser.add_argument("--vision", default="runs/vision/state.pt", help="result of stage 1")
+    parser.add_argument("--vision", default="runs/vision/state.pt", help="result of stage 1, to begin with")
+    parser.add_argument("--start", help="a checkpoint to begin with instead; take another --out and --frozen 0")
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where the result goes")
     args = parser.parse_args()
 
     device = start()
     processor = build_processor()
-    model = Phi3VForCausalLM(build_config(processor)).to(device)
-    tower = torch.load(args.vision, map_location=device, weights_only=True)["model"]
-    prefix = "vision_tower."
-    model.vision_tower.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in tower.items() if k.startswith(prefix) and "post_layernorm" not in k}
-    )
+    if args.start:
+        model = Phi3VForCausalLM.from_pretrained(args.start, dtype=torch.float32).to(device)
+    else:
+        model = with_tower(Phi3VForCausalLM(build_config(processor)), args.vision).to(device)
     run = Run(
         args.out,
         model,
