@@ -17,13 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m helpers",
         description="Ask Phi-3-vision about pictures. Without arguments: check this machine.",
     )
-    parser.add_argument(
-        "inputs", nargs="*", metavar="PICTURE... QUESTION", help="paths or URLs, then the question"
-    )
+    parser.add_argument("inputs", nargs="*", metavar="PICTURE... QUESTION", help="paths or URLs, then the question")
     parser.add_argument("--checkpoint", help="folder or hub name (default: the bundled one)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=1000, help="cut the answer off there (default: 1000)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=1000, help="cut the answer off there (default: 1000)")
     options = parser.parse_args(arguments)
 
     from . import doctor

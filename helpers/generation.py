@@ -97,9 +97,7 @@ def generate(
         ImageLoadError: a picture that cannot be read.
         RuntimeError: out of memory, with what to change.
     """
-    pieces = stream(
-        model, processor, prompt, images, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
+    pieces = stream(model, processor, prompt, images, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     while True:
         try:
             next(pieces)

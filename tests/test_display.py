@@ -14,9 +14,7 @@ from helpers import show_images
 def shown(monkeypatch):
     """What show_images hands to the notebook: a list of (data, metadata)."""
     bundles = []
-    monkeypatch.setattr(
-        "IPython.display.display", lambda item: bundles.append(DisplayFormatter().format(item))
-    )
+    monkeypatch.setattr("IPython.display.display", lambda item: bundles.append(DisplayFormatter().format(item)))
     return bundles
 
 

@@ -67,9 +67,7 @@ def test_processor(name, inputs_of):
         (pixel_values[:, 1, :, :, 0], data["pixel_values_crop1_col0"]),
     ):
         assert (ours - theirs).abs().max() <= 1e-6
-    for i, (mean, std) in enumerate(
-        zip(case["pixel_values"]["mean_per_crop"], case["pixel_values"]["std_per_crop"])
-    ):
+    for i, (mean, std) in enumerate(zip(case["pixel_values"]["mean_per_crop"], case["pixel_values"]["std_per_crop"])):
         assert np.allclose(pixel_values[i].double().mean((1, 2, 3)), mean, atol=1e-6)
         assert np.allclose(pixel_values[i].double().std((1, 2, 3), correction=0), std, atol=1e-4)
 
@@ -122,9 +120,7 @@ def test_generate(name, model, inputs_of):
     assert torch.equal(outputs.sequences[:, length:], data["generated_ids" + suffix])
     assert (outputs.logits[0] - data["generated_step_logits_first"]).abs().max() <= 1e-4
     assert (outputs.logits[-1] - data["generated_step_logits_last" + suffix]).abs().max() <= 1e-4
-    assert golden_tokenizer().batch_decode(
-        outputs.sequences[:, length:]
-    )  # and with the prompt: no negative ids
+    assert golden_tokenizer().batch_decode(outputs.sequences[:, length:])  # and with the prompt: no negative ids
     assert golden_tokenizer().batch_decode(outputs.sequences)
 
 

@@ -256,9 +256,7 @@ def test_no_pixels(size):
         load_image(Image.new("RGB", size))
 
 
-@pytest.mark.parametrize(
-    "source", ["data:image/png;base64,AAAA", "file:///etc/hosts", "ftp://a.example/b.png"]
-)
+@pytest.mark.parametrize("source", ["data:image/png;base64,AAAA", "file:///etc/hosts", "ftp://a.example/b.png"])
 def test_other_addresses(source):
     with pytest.raises(ImageLoadError, match="addresses are not read"):
         load_image(source)
@@ -410,9 +408,7 @@ def test_no_thread_is_left(server):
     assert clients == []
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
-)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"])
 def test_private_hosts_get_no_connection(server, host):
     port = server.rsplit(":", 1)[1]
     with pytest.raises(ImageLoadError, match=r"private or local|not known"):

@@ -207,9 +207,7 @@ POISONS = {
     "execution count 9, not 6": lambda notebook: notebook.code[5].update(execution_count=9),
     "shows nothing": lambda notebook: notebook.code[5].update(outputs=[]),
     "unknown tag": lambda notebook: notebook.code[5]["metadata"].update(tags=["nbval_skip"]),
-    "without a comment that says why": lambda notebook: notebook.code[5]["metadata"].update(
-        tags=["nbval-skip"]
-    ),
+    "without a comment that says why": lambda notebook: notebook.code[5]["metadata"].update(tags=["nbval-skip"]),
     "stored stderr": lambda notebook: notebook.code[5]["outputs"][0].update(name="stderr"),
     "stored error": lambda notebook: notebook.code[5].update(
         outputs=[{"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}]

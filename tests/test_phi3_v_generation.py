@@ -70,9 +70,7 @@ def test_caches(processor, prompt, seeds, cache, attention):
 
 
 def test_the_picture_matters_after_the_switch(model, processor):
-    answers = [
-        generate(model, processor(SHORT, noise_image(90, 90, seed)), 40)[0, 25:].tolist() for seed in range(4)
-    ]
+    answers = [generate(model, processor(SHORT, noise_image(90, 90, seed)), 40)[0, 25:].tolist() for seed in range(4)]
     assert len({tuple(answer) for answer in answers}) > 1
 
 
@@ -233,9 +231,7 @@ def test_answers_hold_no_image_tokens(model, processor):
 
 
 def test_streaming(model, processor, capsys):
-    generate(
-        model, processor(SHORT, images(0)), 5, streamer=TextStreamer(processor.tokenizer, skip_prompt=False)
-    )
+    generate(model, processor(SHORT, images(0)), 5, streamer=TextStreamer(processor.tokenizer, skip_prompt=False))
     assert capsys.readouterr().out
 
 
@@ -245,14 +241,10 @@ def test_pipeline(trust_remote_code, monkeypatch):
         raise AssertionError("asked to run remote code")
 
     monkeypatch.setattr("builtins.input", ask)
-    pipe = pipeline(
-        "image-text-to-text", model=str(CHECKPOINT), trust_remote_code=trust_remote_code, device="cpu"
-    )
+    pipe = pipeline("image-text-to-text", model=str(CHECKPOINT), trust_remote_code=trust_remote_code, device="cpu")
     pipe.processor.image_processor.num_crops = 1
     image = noise_image(90, 90)
-    messages = [
-        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Hi"}]}
-    ]
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Hi"}]}]
     chat = pipe(text=messages, max_new_tokens=4, return_full_text=False)[0]["generated_text"]
     prompt = "<|user|>\n<|image_1|>\nHi<|end|>\n<|assistant|>\n"
     inputs = pipe.processor(prompt, image)
@@ -286,8 +278,6 @@ def test_the_seed_snippet():
         eos_token_id=processor.tokenizer.eos_token_id,
     )
     generate_ids = generate_ids[:, inputs["input_ids"].shape[1] :]
-    response = processor.batch_decode(
-        generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )[0]
+    response = processor.batch_decode(generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
     assert isinstance(response, str)
     assert generate_ids.shape == (1, 10)

@@ -11,9 +11,7 @@ from transformers import AutoImageProcessor
 
 from helpers.phi3_v import Phi3VImageProcessor
 
-WHITE = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
-    [0.26862954, 0.26130258, 0.27577711]
-)
+WHITE = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 
 def test_reads_preprocessor_config():
@@ -54,9 +52,7 @@ def test_number_of_tokens(image_size, patches):
         assert image_processor.get_num_image_tokens(h * image_size, w * image_size) == expected
 
 
-@pytest.mark.parametrize(
-    ("width", "height"), [(300, 500), (500, 300), (224, 224), (40, 1000), (1000, 40), (1, 1)]
-)
+@pytest.mark.parametrize(("width", "height"), [(300, 500), (500, 300), (224, 224), (40, 1000), (1000, 40), (1, 1)])
 @pytest.mark.parametrize("num_crops", [1, 4, 6])
 def test_tiles_are_the_picture(width, height, num_crops):
     """Put together again, the tiles are the scaled picture in the middle of white."""
@@ -121,9 +117,7 @@ def test_paths_are_pictures(tmp_path):
     path = tmp_path / "picture.png"
     noise_image(50, 40).save(path)
     outputs = Phi3VImageProcessor(image_size=28)([str(path)])
-    assert torch.equal(
-        outputs["pixel_values"], Phi3VImageProcessor(image_size=28)(noise_image(50, 40))["pixel_values"]
-    )
+    assert torch.equal(outputs["pixel_values"], Phi3VImageProcessor(image_size=28)(noise_image(50, 40))["pixel_values"])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P", "CMYK", "I;16"])

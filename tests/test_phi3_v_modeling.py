@@ -49,8 +49,7 @@ def test_loading_is_complete_and_silent(caplog):
     # The names on disk are the official ones, and only what the model never uses is left out.
     assert set(state) <= set(weights)
     left_out = {
-        name.split("vision_model.")[1].rsplit(".", 1)[0].split(".self_attn")[0]
-        for name in set(weights) - set(state)
+        name.split("vision_model.")[1].rsplit(".", 1)[0].split(".self_attn")[0] for name in set(weights) - set(state)
     }
     assert {name.split(".layer_norm")[0].split(".mlp")[0] for name in left_out} == {
         "encoder.layers.2",
@@ -89,9 +88,7 @@ def test_attention_implementation_reaches_the_tower():
         assert model.vision_tower.config._attn_implementation == implementation
 
 
-@pytest.mark.parametrize(
-    "cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.bfloat16().float()]
-)
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.bfloat16().float()])
 def test_rope_tables_stay_float32(cast):
     model = tiny_model()
     expected = model.model.rotary_emb.inv_freq.clone()
@@ -273,9 +270,7 @@ def test_pictures_are_never_lost(model, inputs):
 def test_pictures_do_not_spill_over(model):
     """Equal totals, but the pictures stand in another order than their tokens."""
     inputs = tiny_processor()("<|image_1|> and <|image_2|>", [noise_image(90, 90), noise_image(400, 90)])
-    swapped = change(
-        inputs, pixel_values=inputs["pixel_values"].flip(0), image_sizes=inputs["image_sizes"].flip(0)
-    )
+    swapped = change(inputs, pixel_values=inputs["pixel_values"].flip(0), image_sizes=inputs["image_sizes"].flip(0))
     with pytest.raises(ValueError, match="do not match"):
         model(**swapped)
 
@@ -283,9 +278,7 @@ def test_pictures_do_not_spill_over(model):
 def training_batch():
     processor = tiny_processor()
     batch = processor([PROMPT + "A cat", "Hi"], [[noise_image(90, 90)], []])
-    labels = batch["input_ids"].masked_fill(
-        (batch["attention_mask"] == 0) | (batch["input_ids"] == 1044), -100
-    )
+    labels = batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == 1044), -100)
     return {**batch, "labels": labels}
 
 
@@ -310,9 +303,7 @@ def test_training(autocast, attention):
 def test_loss(model):
     batch = training_batch()
     outputs = model(**batch)
-    expected = torch.nn.functional.cross_entropy(
-        outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
-    )
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert torch.allclose(outputs.loss, expected, atol=1e-5)
 
 

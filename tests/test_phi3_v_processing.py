@@ -73,14 +73,10 @@ def runs(input_ids):
     return result
 
 
-@pytest.mark.parametrize(
-    "case", load_json("real_tokenizer_ids.json")["with_images"], ids=lambda case: case["text"]
-)
+@pytest.mark.parametrize("case", load_json("real_tokenizer_ids.json")["with_images"], ids=lambda case: case["text"])
 def test_structure_of_the_real_ids(case):
     """The real tokenizer is not here; its control tokens are those of the golden tokenizer plus 31000."""
-    inputs = golden_processor(num_crops=4)(
-        case["text"], [golden_image("square_224x224.png")] * case["n_images"]
-    )
+    inputs = golden_processor(num_crops=4)(case["text"], [golden_image("square_224x224.png")] * case["n_images"])
     expected = []
     for item in case["ids_rle"]:
         if isinstance(item, list):
@@ -90,9 +86,7 @@ def test_structure_of_the_real_ids(case):
     assert runs(inputs["input_ids"][0].tolist()) == expected
 
 
-@pytest.mark.parametrize(
-    "case", load_json("real_tokenizer_ids.json")["text_only"], ids=lambda case: case["text"]
-)
+@pytest.mark.parametrize("case", load_json("real_tokenizer_ids.json")["text_only"], ids=lambda case: case["text"])
 def test_structure_of_the_real_text_ids(case):
     inputs = golden_processor()(case["text"])
     expected = [i if i < 3 else i - 31000 for i in case["ids"] if i < 3 or i >= 32000]
@@ -136,9 +130,7 @@ def test_all_combinations_of_tags():
             prompt = " ".join(f"<|image_{tag}|>" for tag in tags)
             for num_images in range(5):
                 if sorted(tags) == list(range(1, num_images + 1)):
-                    assert processor._order_images(prompt, list("abcd"[:num_images])) == [
-                        "abcd"[t - 1] for t in tags
-                    ]
+                    assert processor._order_images(prompt, list("abcd"[:num_images])) == ["abcd"[t - 1] for t in tags]
                 else:
                     with pytest.raises(ValueError, match=rf"{count} image tags.* {num_images} images"):
                         processor._order_images(prompt, list("abcd"[:num_images]))
@@ -169,13 +161,8 @@ def test_tag_number_selects_the_picture():
     )
     assert torch.equal(reversed_tags["pixel_values"], in_order["pixel_values"].flip(0))
     assert torch.equal(reversed_tags["image_sizes"], in_order["image_sizes"].flip(0))
-    sizes = [
-        size for kind, size in (r for r in runs(in_order["input_ids"][0].tolist()) if isinstance(r, tuple))
-    ]
-    other = [
-        size
-        for kind, size in (r for r in runs(reversed_tags["input_ids"][0].tolist()) if isinstance(r, tuple))
-    ]
+    sizes = [size for kind, size in (r for r in runs(in_order["input_ids"][0].tolist()) if isinstance(r, tuple))]
+    other = [size for kind, size in (r for r in runs(reversed_tags["input_ids"][0].tolist()) if isinstance(r, tuple))]
     assert sizes == other[::-1]
     assert sizes[0] != sizes[1]
 
@@ -252,9 +239,7 @@ def test_chat_template(messages, expected):
     processor = tiny_processor()
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == expected
     if all(isinstance(message["content"], str) for message in messages):
-        official = golden_tokenizer().apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        official = golden_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert official == expected
 
 
@@ -307,9 +292,7 @@ def test_control_tokens_in_messages(token):
             {"role": "assistant", "content": [{"type": "text", "text": text}]},
         ]
         messages.append({"role": "user", "content": "Hi"})
-        input_ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)[
-            0
-        ].tolist()
+        input_ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)[0].tolist()
         assert control_ids(input_ids) == [1010, 1007, 1001, 1007, 1010, 1007, 1001]
         assert input_ids.count(1) == 1
         assert input_ids.count(1044) == 0

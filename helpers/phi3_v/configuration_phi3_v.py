@@ -74,9 +74,7 @@ class Phi3VConfig(Phi3Config):
     @property
     def vision_config(self) -> CLIPVisionConfig:
         """A new [`CLIPVisionConfig`] of the whole tower, its unused last layer included."""
-        return CLIPVisionConfig(
-            **{**CLIP_VIT_L_14_336, **(self.img_processor or {}).get("vision_config", {})}
-        )
+        return CLIPVisionConfig(**{**CLIP_VIT_L_14_336, **(self.img_processor or {}).get("vision_config", {})})
 
     @property
     def stop_token_ids(self) -> list[int]:

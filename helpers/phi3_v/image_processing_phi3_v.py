@@ -34,9 +34,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "image_sizes"]
     valid_kwargs = Phi3VImageProcessorKwargs
 
-    def __init__(
-        self, num_crops=1, image_size=336, num_img_tokens=None, image_mean=None, image_std=None, **kwargs
-    ):
+    def __init__(self, num_crops=1, image_size=336, num_img_tokens=None, image_mean=None, image_std=None, **kwargs):
         super().__init__(**kwargs)
         self.num_crops = num_crops
         self.image_size = image_size

@@ -185,9 +185,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         is_image = input_ids == self.config.image_token_id
         if pixel_values is None:
             if is_image.any():
-                raise ValueError(
-                    f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values."
-                )
+                raise ValueError(f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values.")
             return inputs_embeds
         self.locate_pictures(input_ids, pixel_values, image_sizes)
         features = torch.cat(self.get_image_features(pixel_values, image_sizes))
@@ -284,19 +282,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """
         total = 0 if position_ids is None else position_ids.shape[-1]
         limit, is_first = self.model.rotary_emb.short_context, kwargs.get("is_first_iteration")
-        past = (
-            past_key_values.get_seq_length()
-            if past_key_values is not None and (is_first or total > limit)
-            else 0
-        )
+        past = past_key_values.get_seq_length() if past_key_values is not None and (is_first or total > limit) else 0
         if past and ((position_ids[:, past - 1] < limit) & (position_ids[:, -1] >= limit)).any():
             if inputs_embeds is not None:
                 new_ids = input_ids[:, inputs_embeds.shape[1] - total :]
                 inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
             elif input_ids.shape[1] != total:
-                raise ValueError(
-                    f"Rebuilding the cache takes all {total} input_ids, got {input_ids.shape[1]}."
-                )
+                raise ValueError(f"Rebuilding the cache takes all {total} input_ids, got {input_ids.shape[1]}.")
             past_key_values.reset() if past_key_values.is_compileable else past_key_values.crop(-past)
             kwargs.update(next_sequence_length=None, is_first_iteration=True)
         elif past and is_first and kwargs.get("pixel_values") is not None and input_ids.shape[1] == total:
@@ -315,9 +307,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             raise ValueError(f"The prompt has {input_ids.shape[1]} tokens, the model takes at most {limit}.")
         return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
-    def _expand_inputs_for_generation(
-        self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs
-    ):
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
         pictures = {}
         if expand_size > 1 and kwargs.get("pixel_values") is not None:
             # A row may have several pictures or none: repeat the pictures of a row together, like the row.

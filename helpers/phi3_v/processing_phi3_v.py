@@ -98,9 +98,7 @@ class Phi3VProcessor(ProcessorMixin):
             return [images]
         num_tags = [len(IMAGE_TAG.findall(prompt)) for prompt in prompts]
         if sum(num_tags) != len(images):
-            raise ValueError(
-                f"{len(prompts)} prompts have {sum(num_tags)} image tags for {len(images)} images."
-            )
+            raise ValueError(f"{len(prompts)} prompts have {sum(num_tags)} image tags for {len(images)} images.")
         rest = iter(images)
         return [[next(rest) for _ in range(num)] for num in num_tags]
 
