@@ -1,7 +1,7 @@
 """What both training stages share: batches drawn by worker processes, optimisers, schedule, log and resuming.
 
 One process uses one GPU or, with one thread each, one CPU core: `torchrun --nproc-per-node 2 -m training.train`
-trains on two cores, and is half as fast again as one process with two threads.
+trains on two cores.
 """
 
 import json
