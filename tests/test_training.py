@@ -65,18 +65,44 @@ def test_recorded_characters_lie_where_the_ink_is():
 
 
 def test_tiles_and_targets_name_the_character_on_each_half_patch():
-    image = pictures.draw("page", "train", 0).images[0].resize((224, 112))
-    # One character over the left half of the second tile, one over a single half patch of the first.
-    characters = np.array([[5, 112, 0, 168, 112], [7, 7, 14, 14, 28]], dtype=np.float32)
-    tiles, classes, boxes = pretrain_vision.tiles_and_targets(image, characters, 1, 2)
-    assert tiles.shape == (2, 112, 112, 3)
-    assert classes.shape == (2, 64, 2)
-    second = classes[1].reshape(8, 16)
-    assert (second[:, :8] == 5).all()
-    assert (second[:, 8:] == pretrain_vision.NONE).all()
-    assert (classes[0] == 7).sum() == 1
-    assert classes[0].reshape(8, 16)[1, 1] == 7
-    assert np.allclose(boxes[0].reshape(8, 16, 3)[1, 1], [0, 0, 0.5])
+    # 448 x 224 pixels: two tiles. One character fills the left half of the right tile, one covers a single half patch
+    # of the left tile, and one is too small to be read.
+    image = pictures.draw("page", "train", 0).images[0].resize((448, 224))
+    boxes = [[5, 224, 0, 336, 224], [7, 7, 14, 14, 28], [9, 70, 70, 77, 76]]
+    tiles, classes, places = pretrain_vision.tiles_and_targets(image, np.array(boxes, dtype=np.float32))
+    assert torch.equal(tiles, pretrain_vision.PROCESSOR(image)["pixel_values"][0, :3])
+    whole, left, right = classes.reshape(3, 16, 32)
+    assert (right[:, :16] == 5).all()
+    assert (right[:, 16:] == pretrain_vision.NONE).all()
+    assert (left == 7).sum() == 1
+    assert left[1, 1] == 7
+    assert np.allclose(places[1].reshape(16, 32, 3)[1, 1], [0, 0, 0.5])
+    assert left[5, 10] == pretrain_vision.IGNORED
+    # The global view squeezes both tiles into one: the large character fills its third quarter.
+    assert (whole[:, 16:24] == 5).all()
+    assert (whole[:, 24:] == pretrain_vision.NONE).all()
+
+
+def test_targets_follow_the_picture_into_its_padding():
+    # 224 x 448 pixels would be two tiles; 336 x 448 are padded to 448 x 448, 56 pixels on each side.
+    image = pictures.draw("page", "train", 0).images[0].resize((336, 448))
+    _, classes, _ = pretrain_vision.tiles_and_targets(image, np.array([[3, 0, 0, 168, 224]], dtype=np.float32))
+    upper_left = classes[1].reshape(16, 32)
+    assert (upper_left[:, :8] == pretrain_vision.NONE).all()
+    assert (upper_left[:, 8:] == 3).all()
+
+
+def test_positions_of_smaller_tiles_are_repeated():
+    small = pretrain_vision.Reader(pretrain_vision.CLIPVisionConfig(**{**recipe.VISION, "image_size": 112}))
+    reader = pretrain_vision.Reader(pretrain_vision.CLIPVisionConfig(**recipe.VISION))
+    name = "vision_tower.embeddings.position_embedding.weight"
+    fresh = reader.state_dict()[name].clone()
+    state = small.state_dict()
+    state[name][1] += 1
+    reader.load_state_dict(pretrain_vision.with_larger_tiles(state))
+    grown = (reader.state_dict()[name] - fresh)[1:].reshape(16, 16, -1).mean(-1)
+    assert torch.allclose(grown[::8, ::8], torch.ones(2, 2), atol=1e-5)
+    assert torch.allclose(grown.sum(), torch.tensor(4.0), atol=1e-3)
 
 
 def test_tokenizer_follows_the_official_layout():
@@ -147,8 +173,7 @@ def test_stage_1_learns():
     torch.manual_seed(0)
     reader = pretrain_vision.Reader(pretrain_vision.CLIPVisionConfig(**{**recipe.VISION, "num_hidden_layers": 1}))
     run_optimizers = optimizers(reader, lambda name: 1e-3)
-    tiles = pretrain_vision.tiles_and_targets(np_page(), np.array([[3, 0, 0, 112, 112]], dtype=np.float32), 1, 1)
-    batch = pretrain_vision.collate([tiles])
+    batch = pretrain_vision.collate([pretrain_vision.picture("train", 0)])
     losses = []
     for _ in range(5):
         loss, _ = pretrain_vision.loss_and_accuracy(reader, batch, torch.device("cpu"))
@@ -158,10 +183,6 @@ def test_stage_1_learns():
             optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-
-
-def np_page():
-    return pictures.draw("page", "train", 0).images[0].resize((112, 112))
 
 
 def test_export_can_be_loaded_and_stage_1_fits_the_tower(tmp_path):

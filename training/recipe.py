@@ -1,8 +1,8 @@
 """The sizes of the bundled checkpoint, in one place."""
 
-TILE, PATCH = 112, 14
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+#: Four tiles of 224 pixels show a picture at 448: few characters are cut by a border, and the global view, at half
+#: that size, still shows titles whole.
+TILE, PATCH, NUM_CROPS = 224, 14, 4
 
 #: The vision tower as stage 1 trains it: these layers and no more. The whole model's config counts one layer more,
 #: since its features are taken before the last one, which is never built.
@@ -29,7 +29,6 @@ DECODER = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
-NUM_CROPS = 16
 
 
 def rope_scaling() -> dict:

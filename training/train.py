@@ -17,7 +17,7 @@ from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, P
 from helpers.prompts import format_prompt
 
 from . import recipe, tokenizer
-from .loop import RANK, Run, optimizers, start, stream_of_batches
+from .loop import RANK, Run, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import draw
 from .pictures.sample import Sample
 
@@ -57,6 +57,12 @@ def build_config(processor: Phi3VProcessor) -> Phi3VConfig:
             "with_learnable_separator": True,
         },
     )
+
+
+def weights_of(checkpoint: str, tower: bool = True) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, with or without those of its vision tower."""
+    weights = Phi3VForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    return {name: weight for name, weight in weights.items() if tower or "img_processor" not in name}
 
 
 def with_tower(model: Phi3VForCausalLM, state: str) -> Phi3VForCausalLM:
@@ -131,18 +137,20 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
-    parser.add_argument("--vision", default="runs/vision/state.pt", help="result of stage 1, to begin with")
-    parser.add_argument("--start", help="a checkpoint to begin with instead; take another --out and --frozen 0")
+    parser.add_argument("--vision", help="state.pt of stage 1: the vision tower to begin with")
+    parser.add_argument("--from", dest="start", help="checkpoint to begin with, but for the tower if --vision is given")
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where the result goes")
     args = parser.parse_args()
 
     device = start()
     processor = build_processor()
+    model = Phi3VForCausalLM(build_config(processor)).to(device)
+    model.set_attn_implementation(fastest_attention(device))
     if args.start:
-        model = Phi3VForCausalLM.from_pretrained(args.start, dtype=torch.float32).to(device)
-    else:
-        model = with_tower(Phi3VForCausalLM(build_config(processor)), args.vision).to(device)
+        model.load_state_dict(weights_of(args.start, tower=not args.vision), strict=False)
+    if args.vision:
+        model = with_tower(model, args.vision)
     run = Run(
         args.out,
         model,
