@@ -1,12 +1,14 @@
 """training/: the drawn pictures, the tokenizer, and a few steps of both stages on the smallest amount of data."""
 
 import json
+import random
+import re
 
 import numpy as np
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("faker", reason='needs `pip install -e ".[training]"`')
+pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
 
@@ -51,6 +53,74 @@ def test_answers_state_what_the_cover_says():
         assert (
             answer == f'The title of the book is "{sample.truth["title"]}" and the author is {sample.truth["author"]}.'
         )
+
+
+def test_a_chart_is_described_by_its_own_numbers():
+    for i in range(40):
+        sample = pictures.draw("chart", "heldout", i)
+        _, answer = sample.turns[0]
+        numbers = [float(value.replace(",", "")) for value in sample.truth["values"]]
+        labels, values = sample.truth["labels"], sample.truth["values"]
+        assert (
+            f'"{sample.truth["title"]}" shows values in {sample.truth["unit"]} from {labels[0]} ({values[0]})' in answer
+        )
+        high = max(range(len(numbers)), key=numbers.__getitem__)
+        assert f"The highest value is {values[high]} at {labels[high]}" in answer
+        assert numbers.count(max(numbers)) == numbers.count(min(numbers)) == 1
+        assert ("The trend" in answer) == sample.truth["ordered"]
+
+
+def test_a_table_is_its_cells():
+    for i in range(40):
+        sample = pictures.draw("table", "heldout", i)
+        lines = sample.turns[0][1].split("\n")
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        assert cells[:1] + cells[2:] == sample.truth["cells"]
+        assert all(set(cell) == {"-"} for cell in cells[1])
+
+
+def test_a_scene_is_counted_right():
+    for i in range(40):
+        things = pictures.scene.content(random.Random(i))
+        text = pictures.scene.description(things)
+        for thing in things:
+            assert f"{thing.name} at the {thing.place}" in text
+        for question, answer in pictures.scene.small_questions(random.Random(i), things):
+            if answer.startswith("There "):
+                asked = re.search(r"(?:many|the) ([a-z ]+?)s\b", question)[1]
+                count = sum(asked in (thing.name, thing.shape) for thing in things)
+                assert pictures.scene.NUMBERS.index(answer.split()[2]) == count
+            else:
+                assert any(
+                    answer in (f"The {t.name} is at the {t.place}.", f"The {t.shape} is {t.color}.") for t in things
+                )
+
+
+def test_a_pair_names_every_difference_and_none_else():
+    same = other = 0
+    for i in range(40):
+        sample = pictures.draw("pair", "heldout", i)
+        first, second = (np.asarray(image).astype(int) for image in sample.images)
+        differences = sample.truth["differences"]
+        assert all(difference in sample.turns[0][1] for difference in differences)
+        if differences:
+            other += 1
+            assert np.abs(first - second).max() > 40
+        else:
+            same += 1
+            assert sample.turns[0][1] == pictures.pair.NO_DIFFERENCE
+    assert same > 3
+    assert other > 10
+
+
+def test_what_a_picture_does_not_show_is_not_invented():
+    for i in range(20):
+        sample = pictures.draw("mismatch", "heldout", i)
+        assert (
+            sample.turns[0][1]
+            == f"I cannot see {sample.truth['missing']} in this picture. It shows {sample.truth['shown']}."
+        )
+        assert sample.truth["missing"] != sample.truth["shown"]
 
 
 def test_recorded_characters_lie_where_the_ink_is():

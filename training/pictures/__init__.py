@@ -5,10 +5,18 @@ Adding a kind of picture is adding one module here and one line to `KINDS`.
 
 import random
 
-from . import cover, page
+from . import chart, cover, mismatch, page, pair, scene, table
 from .sample import Sample
 
-KINDS = {"cover": cover.draw, "page": page.draw}
+KINDS = {
+    "cover": cover.draw,
+    "page": page.draw,
+    "chart": chart.draw,
+    "table": table.draw,
+    "scene": scene.draw,
+    "pair": pair.draw,
+    "mismatch": mismatch.draw,
+}
 
 #: Words, fonts and seeds of the three splits never meet: `heldout` takes words that are never trained on,
 #: `heldout_fonts` takes such words in fonts that are never trained on.

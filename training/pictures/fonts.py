@@ -32,3 +32,8 @@ def load(family: str, size: int, weight: int = 400) -> ImageFont.FreeTypeFont:
 def pick(rng: random.Random, split: str) -> tuple[str, int]:
     """A random family of the split and a weight for it."""
     return rng.choice(HELD_OUT if split == "heldout_fonts" else TRAIN), rng.choice((400, 500, 600, 700, 800))
+
+
+def file(family: str) -> str:
+    """The path of a family's file, for libraries that draw their own text."""
+    return str(fontpkg.path(family if family != PILLOW else "Inter"))

@@ -1,0 +1,139 @@
+"""Charts: bars, lying bars or a line, with title, unit, labels and every value written out."""
+
+import random
+from dataclasses import dataclass
+
+from . import chart_by_hand, chart_by_matplotlib, effects, words
+from .sample import Sample
+
+QUESTIONS = (
+    "Could you please introduce this stock to me?",
+    "Could you please introduce this chart to me?",
+    "What does this chart show?",
+    "Describe this chart.",
+    "Please describe the chart with its numbers.",
+)
+VALUE_QUESTIONS = (
+    "What is the value of {label}?",
+    "What is the value for {label} in this chart?",
+    "How much is {label}?",
+)
+HIGHEST_QUESTIONS = ("What is the highest value?", "Which one is the highest?")
+LOWEST_QUESTIONS = ("What is the lowest value?", "Which one is the lowest?")
+
+NAMES = {"bar": "bar chart", "lying": "bar chart", "line": "line chart"}
+UNITS = ("million dollars", "billion dollars", "million", "thousand", "percent", "points", "tons", "hours")
+MONTHS = "January February March April May June July August September October November December".split()
+
+
+@dataclass
+class Chart:
+    """What a chart says. `values` are the numbers as they are written; `ordered` labels are points in time."""
+
+    form: str
+    title: str
+    unit: str
+    labels: list[str]
+    values: list[str]
+    ordered: bool
+
+    @property
+    def numbers(self) -> list[float]:
+        """The values as numbers."""
+        return [float(value.replace(",", "")) for value in self.values]
+
+
+def draw(rng: random.Random, split: str) -> Sample:
+    """A random chart, drawn by hand or, one in four, by matplotlib."""
+    chart = content(rng, split)
+    image, characters = (chart_by_matplotlib if rng.random() < 0.25 else chart_by_hand).draw(rng, split, chart)
+    turns = [(rng.choice(QUESTIONS), description(chart))]
+    more = small_questions(rng, chart)
+    if split == "train":
+        turns = rng.choice((turns, turns + more[:1], more, more[::-1] + turns))
+    return Sample("chart", [effects.wear(rng, image)], turns, {**vars(chart)}, [characters])
+
+
+def content(rng: random.Random, split: str) -> Chart:
+    """Random words and numbers, with one highest and one lowest value."""
+    form = rng.choice(("bar", "bar", "lying", "line"))
+    ordered = form == "line" or rng.random() < 0.5
+    count = rng.randint(3, 8 if ordered else 6)
+    labels = _times(rng, count) if ordered else _things(rng, split, count)
+    while True:
+        values = _values(rng, count)
+        numbers = sorted(float(value.replace(",", "")) for value in values)
+        if numbers[0] < numbers[1] and numbers[-2] < numbers[-1]:
+            break
+    unit = rng.choice([unit for unit in UNITS if unit != "percent" or numbers[-1] <= 100])
+    title = " ".join(words.word(rng, split) for _ in range(rng.randint(1, 3)))
+    title = rng.choice((title.title(), title.capitalize(), title.upper()))
+    return Chart(form, title, unit, labels, values, ordered)
+
+
+def description(chart: Chart) -> str:
+    """The answer to "what does it show?": every number in it is written in the picture."""
+    labels, values, numbers = chart.labels, chart.values, chart.numbers
+    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
+    text = (
+        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit} from {labels[0]} ({values[0]}) to '
+        f"{labels[-1]} ({values[-1]}). The highest value is {values[high]} at {labels[high]}, the lowest value is "
+        f"{values[low]} at {labels[low]}."
+    )
+    return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
+
+
+def trend(numbers: list[float]) -> str:
+    """`rises` or `falls` where first and last differ by more than a quarter of the range, else `is mixed`."""
+    change = (numbers[-1] - numbers[0]) / (max(numbers) - min(numbers))
+    return "rises" if change > 0.25 else "falls" if change < -0.25 else "is mixed"
+
+
+def small_questions(rng: random.Random, chart: Chart) -> list[tuple[str, str]]:
+    """Two questions about single values, with their answers."""
+    i = rng.randrange(len(chart.labels))
+    numbers = chart.numbers
+    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
+    turns = [
+        (
+            rng.choice(VALUE_QUESTIONS).format(label=chart.labels[i]),
+            f"The value of {chart.labels[i]} is {chart.values[i]}.",
+        ),
+        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {chart.values[high]} at {chart.labels[high]}."),
+        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {chart.values[low]} at {chart.labels[low]}."),
+    ]
+    return rng.sample(turns, 2)
+
+
+def _times(rng: random.Random, count: int) -> list[str]:
+    form = rng.choice(("FY{}", "{}", "{}", "Q", "month"))
+    if form == "Q":
+        first = rng.randrange(8)
+        return [f"Q{i % 4 + 1} {20 + i // 4}" for i in range(first, first + count)]
+    if form == "month":
+        first = rng.randrange(12)
+        return [MONTHS[i % 12][:3] for i in range(first, first + count)]
+    first = rng.randint(1990, 2031 - count)
+    return [form.format(year) for year in range(first, first + count)]
+
+
+def _things(rng: random.Random, split: str, count: int) -> list[str]:
+    labels: list[str] = []
+    while len(labels) < count:
+        word = words.word(rng, split).capitalize()
+        if word not in labels and len(word) <= 9:
+            labels.append(word)
+    return labels
+
+
+def _values(rng: random.Random, count: int) -> list[str]:
+    """A random walk, rising, falling or neither, written in one way."""
+    size = 10 ** rng.uniform(0.7, 4.7)
+    drift = rng.choice((-0.12, 0, 0, 0.12, 0.25))
+    level, levels = rng.uniform(0.3, 0.8), []
+    for _ in range(count):
+        levels.append(level)
+        level = min(1.0, max(0.04, level + rng.uniform(-0.25, 0.25) + drift))
+    decimals = 1 if size < 300 and rng.random() < 0.5 else 0
+    comma = "," if rng.random() < 0.5 else ""
+    return [f"{level * size:{comma}.{decimals}f}" for level in levels]

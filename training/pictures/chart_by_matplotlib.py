@@ -1,0 +1,52 @@
+"""Charts as people have them: drawn by matplotlib in its own styles. The characters' places are not recorded."""
+
+import random
+
+import numpy as np
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from PIL import Image
+
+from . import fonts
+
+STYLES = (
+    "default",
+    "ggplot",
+    "bmh",
+    "fivethirtyeight",
+    "seaborn-v0_8-whitegrid",
+    "seaborn-v0_8-pastel",
+    "Solarize_Light2",
+)
+
+
+def draw(rng: random.Random, split: str, chart):
+    """Returns the picture of a `Chart` and an empty array of characters."""
+    with style.context(rng.choice(STYLES)):
+        figure = Figure(figsize=(rng.uniform(5.6, 7.2), rng.uniform(3.6, 4.6)), dpi=100, layout="constrained")
+        canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+        family = FontProperties(fname=fonts.file(fonts.pick(rng, split)[0]))
+        small = 11 if len(chart.labels) > 6 else 13
+        color = f"C{rng.randrange(4)}"
+        if chart.form == "line":
+            axes.plot(chart.labels, chart.numbers, color, marker=rng.choice("os^"))
+            for i, (number, value) in enumerate(zip(chart.numbers, chart.values, strict=True)):
+                above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(value, (i, number), fontproperties=family, fontsize=small, **above)
+        else:
+            lying = chart.form == "lying"
+            bars = (axes.barh if lying else axes.bar)(chart.labels, chart.numbers, color=color)
+            axes.bar_label(bars, chart.values, padding=3, fontproperties=family, fontsize=small)
+            if lying:
+                axes.invert_yaxis()
+        axes.margins(0.12)
+        axes.set_title(chart.title, fontproperties=family, fontsize=rng.randint(17, 22))
+        (axes.set_xlabel if chart.form == "lying" else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=14)
+        for tick in (axes.get_yticklabels if chart.form == "lying" else axes.get_xticklabels)():
+            tick.set(fontproperties=family, fontsize=small)
+        (axes.set_xticks if chart.form == "lying" else axes.set_yticks)([])
+        canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return image, np.zeros((0, 5), dtype=np.float32)

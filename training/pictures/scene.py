@@ -1,0 +1,152 @@
+"""Scenes of coloured shapes: what, how many, which colour, where."""
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw
+
+from . import effects
+from .sample import Sample
+
+COLORS = {
+    "red": (214, 39, 40), "green": (44, 150, 60), "blue": (40, 90, 210), "yellow": (245, 208, 40),
+    "orange": (250, 135, 25), "purple": (130, 60, 170), "black": (25, 25, 25), "pink": (250, 140, 190),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "star", "heart")
+NUMBERS = "no one two three four five six seven eight nine".split()
+#: A scene is a grid of three rows and three columns; no cell holds more than one thing.
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
+BACKGROUNDS = ((255, 255, 255), (240, 240, 235), (225, 235, 245), (245, 235, 220), (205, 225, 205))
+
+DESCRIBE_QUESTIONS = (
+    "Describe this picture.",
+    "Describe this image.",
+    "What do you see in this picture?",
+    "What objects are in this image?",
+)
+COUNT_QUESTIONS = ("How many {things} are there?", "How many {things} do you see?", "Count the {things}.")
+WHERE_QUESTIONS = ("Where is the {thing}?", "Where in the picture is the {thing}?")
+COLOR_QUESTIONS = ("Which color is the {shape}?", "What color does the {shape} have?")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape: its kind, its colour, its cell (row, column)."""
+
+    shape: str
+    color: str
+    row: int
+    column: int
+
+    @property
+    def name(self) -> str:
+        """As in "red circle"."""
+        return f"{self.color} {self.shape}"
+
+    @property
+    def a_name(self) -> str:
+        """As in "an orange heart"."""
+        return f"{'an' if self.color[0] in 'aeiou' else 'a'} {self.name}"
+
+    @property
+    def place(self) -> str:
+        """As in "top left", "center"."""
+        if (self.row, self.column) == (1, 1):
+            return "center"
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+def draw(rng: random.Random, split: str) -> Sample:
+    """One to seven things; the description names all of them, row by row."""
+    things = content(rng)
+    turns = [(rng.choice(DESCRIBE_QUESTIONS), description(things))]
+    more = small_questions(rng, things)
+    if split == "train":
+        turns = rng.choice((turns, more, turns + more[:1], more[:1] + turns))
+    image = effects.wear(rng, paint(rng, things))
+    return Sample("scene", [image], turns, {"things": [vars(thing) for thing in things]})
+
+
+def content(rng: random.Random) -> list[Thing]:
+    """Things in the order of their cells; few kinds, so that some come more than once."""
+    kinds = [(rng.choice(SHAPES), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 3))]
+    cells = sorted(rng.sample(range(9), rng.randint(1, 7)))
+    return [Thing(*rng.choice(kinds), *divmod(cell, 3)) for cell in cells]
+
+
+def counted(things: list[Thing]) -> str:
+    """As in "two red circles, one blue star and one green heart", in the order of their first cells."""
+    counts = Counter(thing.name for thing in things)
+    parts = [f"{NUMBERS[n]} {name}{'s' if n > 1 else ''}" for name, n in counts.items()]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def description(things: list[Thing]) -> str:
+    """The counts, then each thing with its place."""
+    places = ", ".join(f"{thing.name} at the {thing.place}" for thing in things)
+    return f"The picture shows {counted(things)}: {places}."
+
+
+def small_questions(rng: random.Random, things: list[Thing]) -> list[tuple[str, str]]:
+    """Questions about a count, a place and a colour, as far as they have one answer, in random order."""
+    thing = rng.choice(things)
+    other = replace(thing, color=rng.choice(list(COLORS)))
+    turns = []
+    for asked, label in ((thing, thing.name), (thing, thing.shape), (other, other.name)):
+        alike = [t for t in things if t.shape == asked.shape and (label == asked.shape or t.color == asked.color)]
+        answer = f"There is one {label}." if len(alike) == 1 else f"There are {NUMBERS[len(alike)]} {label}s."
+        turns.append((rng.choice(COUNT_QUESTIONS).format(things=f"{label}s"), answer))
+    if sum(t.name == thing.name for t in things) == 1:
+        turns.append(
+            (
+                rng.choice(WHERE_QUESTIONS).format(thing=thing.name),
+                f"The {thing.name} is at the {thing.place}.",
+            )
+        )
+    if sum(t.shape == thing.shape for t in things) == 1:
+        turns.append((rng.choice(COLOR_QUESTIONS).format(shape=thing.shape), f"The {thing.shape} is {thing.color}."))
+    return rng.sample(turns, 2)
+
+
+def paint(rng: random.Random, things: list[Thing], size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture of the things, drawn at twice its size and reduced, so that edges are smooth."""
+    width, height = size or rng.choice(((448, 448), (448, 336), (400, 300), (336, 448), (600, 450)))
+    image = Image.new("RGB", (2 * width, 2 * height), rng.choice(BACKGROUNDS))
+    pen = ImageDraw.Draw(image)
+    cell_width, cell_height = 2 * width / 3, 2 * height / 3
+    seed = rng.random()
+    for thing in things:
+        # Each cell has its own random numbers: where two scenes hold the same thing it looks the same.
+        own = random.Random(f"{seed}/{thing.row}/{thing.column}")
+        radius = min(cell_width, cell_height) * own.uniform(0.26, 0.4)
+        x = (thing.column + 0.5) * cell_width + own.uniform(-1, 1) * (cell_width / 2 - radius) * 0.6
+        y = (thing.row + 0.5) * cell_height + own.uniform(-1, 1) * (cell_height / 2 - radius) * 0.6
+        pen.polygon(outline(thing.shape, x, y, radius), COLORS[thing.color])
+    return image.reduce(2)
+
+
+def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """The corners of a shape around (x, y), in pixels."""
+    if shape == "square":
+        side = 0.85 * radius
+        return [(x - side, y - side), (x + side, y - side), (x + side, y + side), (x - side, y + side)]
+    if shape == "heart":
+        # The heart curve x = 16 sin³ t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t.
+        turns = [2 * math.pi * i / 60 for i in range(60)]
+        return [
+            (
+                x + radius * math.sin(t) ** 3,
+                y - radius * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16,
+            )
+            for t in turns
+        ]
+    corners, inner = {"circle": (60, 1), "triangle": (3, 1), "star": (10, 0.42)}[shape]
+    return [
+        (
+            x + radius * (inner if i % 2 and shape == "star" else 1) * math.sin(2 * math.pi * i / corners),
+            y - radius * (inner if i % 2 and shape == "star" else 1) * math.cos(2 * math.pi * i / corners),
+        )
+        for i in range(corners)
+    ]

@@ -1,0 +1,124 @@
+"""Tables of two to five columns and two to six rows, headers above, in several styles."""
+
+import random
+
+from . import colors, effects, fonts, words
+from .canvas import Canvas
+from .sample import Sample
+
+QUESTIONS = (
+    "Convert this table to Markdown.",
+    "Can you convert the table to markdown format?",
+    "Read the table and give it to me in Markdown.",
+    "Please transcribe this table as Markdown.",
+)
+CELL_QUESTIONS = (
+    "What is the {column} of {row}?",
+    "What does the table say for {row} under {column}?",
+    "Give me only the {column} of {row}.",
+)
+CELL_ANSWER = "The {column} of {row} is {cell}."
+
+
+def draw(rng: random.Random, split: str) -> Sample:
+    """A table of random words and numbers; the first column names the rows."""
+    cells = content(rng, split)
+    row, column = rng.randrange(1, len(cells)), rng.randrange(1, len(cells[0]))
+    facts = {"column": cells[0][column], "row": cells[row][0], "cell": cells[row][column]}
+    turns = [(rng.choice(QUESTIONS), markdown(cells))]
+    if split == "train":
+        one = (rng.choice(CELL_QUESTIONS).format(**facts), CELL_ANSWER.format(**facts))
+        turns = rng.choice((turns, [one], [one, *turns], [*turns, one]))
+    image, characters = _paint(rng, split, cells)
+    return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells, "asked": facts}, [characters])
+
+
+def markdown(cells: list[list[str]]) -> str:
+    """The rows as a Markdown table, the first one as its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
+
+
+def content(rng: random.Random, split: str) -> list[list[str]]:
+    """Rows of cells, the header first; a column holds words or numbers, and the first one names that differ."""
+    columns, rows = rng.randint(2, 5), rng.randint(2, 6)
+    longest = 12 if columns < 4 else 8
+
+    def different(count, make):
+        found: list[str] = []
+        while len(found) < count:
+            text = make()
+            if text not in found and len(text) <= longest:
+                found.append(text)
+        return found
+
+    table = [different(rows, lambda: words.word(rng, split).capitalize())]
+    for _ in range(columns - 1):
+        if rng.random() < 0.65:
+            digits, decimals = rng.randint(1, 4), rng.choice((0, 0, 0, 1, 2))
+            suffix, prefix = rng.choice((("", ""), ("", ""), ("%", ""), ("", "$")))
+            table.append(
+                [
+                    f"{prefix}{rng.uniform(0, 10**digits):{',' if digits > 3 else ''}.{decimals}f}{suffix}"
+                    for _ in range(rows)
+                ]
+            )
+        else:
+            table.append(
+                [rng.choice((words.word(rng, split), words.word(rng, split).capitalize())) for _ in range(rows)]
+            )
+            table[-1] = [text[:longest] for text in table[-1]]
+    header = different(columns, lambda: words.word(rng, split).capitalize())
+    return [header, *map(list, zip(*table, strict=True))]
+
+
+def _paint(rng, split, cells):
+    scale = rng.choice((1.0, 1.0, rng.uniform(1.0, 2.0)))
+    family, bold = fonts.pick(rng, split)[0], rng.choice((400, 600, 700))
+    background = rng.choice(((255, 255, 255), (255, 255, 255), colors.any_color(rng)))
+    zebra = tuple(round(c + (128 - c) * rng.uniform(0.06, 0.16)) for c in background)
+    head = rng.choice((background, zebra, colors.any_color(rng)))
+    ink, head_ink = colors.readable_on(rng, background, zebra, ratio=4.5), colors.readable_on(rng, head, ratio=4.5)
+    striped, lines = rng.random() < 0.35, rng.choice(("all", "rows", "head", "none"))
+    right = rng.random() < 0.4
+
+    size, room = rng.uniform(15, 24) * scale, 436 * scale
+    while True:
+        body, top = fonts.load(family, round(size), 400), fonts.load(family, round(size), bold)
+        pad = 0.55 * size
+        widths = [
+            max(Canvas.width_of(row[i], top if row is cells[0] else body) for row in cells) + 2 * pad
+            for i in range(len(cells[0]))
+        ]
+        if sum(widths) <= room or size < 11 * scale:
+            break
+        size *= 0.95
+    spare = (room - sum(widths)) / len(widths) * rng.choice((0, 0.5, 1))
+    widths = [width + max(0, spare) for width in widths]
+    row_height = size * rng.uniform(1.5, 2.1)
+    margin = rng.uniform(4, 14) * scale
+    width = round(sum(widths) + 2 * margin)
+    height = round(row_height * len(cells) + 2 * margin)
+    canvas = Canvas(width, height, background)
+    line = tuple((2 * a + b) // 3 for a, b in zip(background, ink, strict=True))
+    thin = max(1, round(scale))
+    for j, row in enumerate(cells):
+        y = margin + j * row_height
+        fill = head if j == 0 else zebra if striped and j % 2 == 0 else background
+        canvas.draw.rectangle((margin, y, width - margin, y + row_height), fill)
+        x = margin
+        for i, text in enumerate(row):
+            font = top if j == 0 else body
+            space = widths[i] - canvas.width_of(text, font)
+            left = x + (space - pad if right and i > 0 else pad)
+            canvas.text(left, y + row_height / 2 + 0.36 * size, text, font, head_ink if j == 0 else ink)
+            x += widths[i]
+    for j in range(len(cells) + 1):
+        if lines in ("all", "rows") or (lines == "head" and j == 1):
+            y = margin + j * row_height
+            canvas.draw.line((margin, y, width - margin, y), line, thin)
+    if lines == "all":
+        for i in range(len(widths) + 1):
+            x = margin + sum(widths[:i])
+            canvas.draw.line((x, margin, x, height - margin), line, thin)
+    return canvas.image, canvas.characters
