@@ -38,17 +38,17 @@ def test_defaults_on_this_machine(folder, capfd):
     assert not model.training
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
     assert model.config._attn_implementation == "sdpa"
-    assert processor.image_processor.num_crops == 16
+    assert processor.image_processor.num_crops == 4
     assert capfd.readouterr() == ("", "")  # nothing for a notebook to store
 
 
 def test_settings(folder):
     model, processor = load_model_and_processor(
-        str(folder), device="cpu", dtype=torch.bfloat16, attn_implementation="eager", num_crops=4
+        str(folder), device="cpu", dtype=torch.bfloat16, attn_implementation="eager", num_crops=2
     )
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
-    assert processor.image_processor.num_crops == 4
+    assert processor.image_processor.num_crops == 2
 
 
 def test_progress_bar_setting_is_restored(folder):

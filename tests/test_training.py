@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 import torch
 
 from helpers import format_prompt, load_model_and_processor
-from training import pictures, pretrain_vision, recipe, tokenizer, train
+from training import pictures, pretrain_vision, recipe, scores, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
 from training.pictures.sample import CHARACTERS
@@ -121,6 +121,31 @@ def test_what_a_picture_does_not_show_is_not_invented():
             == f"I cannot see {sample.truth['missing']} in this picture. It shows {sample.truth['shown']}."
         )
         assert sample.truth["missing"] != sample.truth["shown"]
+
+
+@pytest.mark.parametrize("kind", pictures.KINDS)
+def test_the_true_answer_has_the_best_score_and_nothing_the_worst(kind):
+    worst_is_zero = {"exact", "title", "author", "cells", "numbers", "found"}
+    for i in range(5):
+        sample = pictures.draw(kind, "heldout", i)
+        best, worst = scores.score(sample, sample.turns[0][1]), scores.score(sample, "")
+        assert best["exact"]
+        assert best["cer"] == 0
+        assert not any(best.get(name) for name in ("missing", "missed", "invented"))
+        assert worst["cer"] == 1
+        assert not any(worst[name] for name in worst_is_zero & set(worst))
+
+
+def test_invented_numbers_and_differences_are_counted():
+    sample = pictures.draw("chart", "heldout", 0)
+    _, truth = sample.turns[0]
+    number = sample.truth["values"][0]
+    wrong = scores.score(sample, truth.replace(number, "1" + number))
+    assert wrong["missing"] == wrong["invented"] == truth.count(number)
+    pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
+    said = pair.turns[0][1].replace("first", "third")
+    assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1
+    assert scores.score(pair, pictures.pair.NO_DIFFERENCE)["invented"] == 0
 
 
 def test_recorded_characters_lie_where_the_ink_is():

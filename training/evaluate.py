@@ -2,26 +2,24 @@
 
     python -m training.evaluate --pictures 500
 
-Prints a table, and writes `runs/evaluation/scores.json` with every wrong answer and `worst.png` with the pictures
-of the worst ones.
+Prints a table, and writes into `runs/evaluation/` the file `scores.json` with every wrong answer, and for each kind
+a picture of the worst ones.
 """
 
 import argparse
+import itertools
 import json
-import re
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from helpers import format_prompt, load_model_and_processor
 
-from .pictures import cover, draw
-
-_FIELDS = {r"\{title\}": "(?P<title>.*)", r"\{author\}": "(?P<author>.*)"}
-PATTERN = re.compile(re.sub(r"\\{\w+\\}", lambda field: _FIELDS[field[0]], re.escape(cover.ANSWER)))
+from .pictures import KINDS, draw
+from .scores import COUNTS, score
+from .train import MIX
 
 
 def answer(model, processor, samples, batch: int = 16) -> list[str]:
@@ -31,69 +29,55 @@ def answer(model, processor, samples, batch: int = 16) -> list[str]:
         part = samples[i : i + batch]
         prompts = [format_prompt(sample.turns[0][0], len(sample.images)) for sample in part]
         inputs = processor(prompts, [sample.images for sample in part], return_tensors="pt").to(model.device)
-        out = model.generate(**inputs, max_new_tokens=200, do_sample=False)
+        out = model.generate(**inputs, max_new_tokens=500, do_sample=False)
         answers += processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
 
 
-def score_cover(sample, text: str) -> dict:
-    """Which of title and author are exact, and the character error rate of both together."""
-    found = PATTERN.fullmatch(text)
-    said = found.groupdict() if found else {"title": "", "author": ""}
-    truth = sample.truth
-    errors = sum(Levenshtein.distance(truth[field], said[field]) for field in ("title", "author"))
-    return {
-        "title": said["title"] == truth["title"],
-        "author": said["author"] == truth["author"],
-        "both": said == {"title": truth["title"], "author": truth["author"]},
-        "cer": errors / (len(truth["title"]) + len(truth["author"])),
-    }
-
-
-def sheet_of_errors(wrong, folder: Path, columns: int = 4, rows: int = 3):
+def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
     """The pictures of the worst answers with what was said under each."""
     cell, font = (360, 480), ImageFont.load_default(13)
     sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (sample, text, _) in enumerate(wrong[: columns * rows]):
+    for i, (_, sample, text) in enumerate(wrong[: columns * rows]):
         x, y = i % columns * cell[0], i // columns * cell[1]
         picture = sample.images[0].copy()
         picture.thumbnail((cell[0] - 20, cell[1] - 70))
         sheet.paste(picture, (x + 10, y + 10))
         for line, part in enumerate(text[k : k + 50] for k in range(0, len(text), 50)):
             pen.text((x + 10, y + cell[1] - 55 + 16 * line), part, "black", font)
-    sheet.save(folder / "worst.png")
+    sheet.save(file)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500, help="pictures a split")
+    parser.add_argument("--pictures", type=int, default=500, help="pictures a kind and split")
+    parser.add_argument("--kinds", nargs="+", default=sorted(set(MIX)), choices=KINDS, help="by default all it learned")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
     torch.manual_seed(0)
     model, processor = load_model_and_processor(args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
-    rows, report, wrong = [], {}, []
-    for split in ("heldout", "heldout_fonts"):
-        samples = [draw("cover", split, i) for i in tqdm(range(args.pictures), unit="pic", desc=split)]
+    rows, report = ["| kind, split | pictures | exact | more |", "|---|---|---|---|"], {}
+    for kind, split in itertools.product(args.kinds, ("heldout", "heldout_fonts")):
+        name = f"{kind}, {split.replace('_', ' ')}"
+        samples = [draw(kind, split, i) for i in tqdm(range(args.pictures), unit="pic", desc=name)]
         texts = answer(model, processor, samples)
-        scores = [score_cover(sample, text) for sample, text in zip(samples, texts)]
+        scores = [score(sample, text) for sample, text in zip(samples, texts, strict=True)]
         mean = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
-        mistakes = [(sa, te, sc) for sa, te, sc in zip(samples, texts, scores) if not sc["both"]]
-        wrong += mistakes
-        report[split] = {
-            **mean,
-            "pictures": len(samples),
-            "wrong": [{"said": text, **sample.truth} for sample, text, _ in mistakes],
-        }
-        cells = [f"{mean[name]:.1%}" for name in ("title", "author", "both")] + [f"{mean['cer']:.2%}"]
-        rows.append(f"| cover, {split.replace('_', ' ')} | {len(samples)} | " + " | ".join(cells) + " |")
-    wrong.sort(key=lambda mistake: -mistake[2]["cer"])
-    sheet_of_errors(wrong, args.out)
-    (args.out / "scores.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    header = "| skill, split | pictures | exact title | exact author | both | character errors |"
-    print("\n".join([header, "|---|---|---|---|---|---|", *rows]))
+        wrong = [(sc["cer"], sample, text) for sc, sample, text in zip(scores, samples, texts) if not sc["exact"]]
+        wrong.sort(key=lambda mistake: -mistake[0])
+        sheet_of_errors(wrong, args.out / f"worst_{kind}_{split}.png")
+        more = ", ".join(
+            f"{name} {value:.2f}" if name in COUNTS else f"{name} {value:.1%}"
+            for name, value in mean.items()
+            if name != "exact"
+        )
+        rows.append(f"| {name} | {len(samples)} | {mean['exact']:.1%} | {more} |")
+        report[name] = {**mean, "wrong": [{"said": text, "true": sample.turns[0][1]} for _, sample, text in wrong]}
+        (args.out / "scores.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""What an answer got right: one dictionary of numbers an answer, the same names for all answers of a kind."""
+
+import re
+from collections import Counter
+
+from rapidfuzz.distance import Levenshtein
+
+from .pictures import cover
+from .pictures.sample import Sample
+
+_FIELDS = {r"\{title\}": "(?P<title>.*)", r"\{author\}": "(?P<author>.*)"}
+_COVER = re.compile(re.sub(r"\\{\w+\\}", lambda field: _FIELDS[field[0]], re.escape(cover.ANSWER)))
+#: These are numbers of things in an answer; all others are shares.
+COUNTS = {"numbers", "missing", "invented", "found", "missed"}
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def score(sample: Sample, text: str) -> dict[str, float]:
+    """`exact` (the whole answer, letter by letter) and `cer` (character errors per character of the true answer),
+    then what is particular to the kind."""
+    _, truth = sample.turns[0]
+    general = {"exact": text == truth, "cer": Levenshtein.distance(text, truth) / len(truth)}
+    return general | PARTICULAR.get(sample.kind, lambda sample, text: {})(sample, text)
+
+
+def score_cover(sample: Sample, text: str) -> dict[str, float]:
+    """Is the `title` exact, is the `author`? `cer` counts the characters of these two only."""
+    found = _COVER.fullmatch(text)
+    pairs = {field: (sample.truth[field], found[field] if found else "") for field in ("title", "author")}
+    errors = sum(Levenshtein.distance(*pair) for pair in pairs.values())
+    right = {field: truth == said for field, (truth, said) in pairs.items()}
+    return right | {"cer": errors / sum(len(truth) for truth, _ in pairs.values())}
+
+
+def score_chart(sample: Sample, text: str) -> dict[str, float]:
+    """How many numbers of the true answer are said, how many are `missing`, and how many others are `invented`."""
+    truth, said = (_NUMBER.findall(answer) for answer in (sample.turns[0][1], text))
+    missing = _left_over(truth, said)
+    return {"numbers": len(truth) - missing, "missing": missing, "invented": _left_over(said, truth)}
+
+
+def score_table(sample: Sample, text: str) -> dict[str, float]:
+    """The share of `cells` that are exact and in their place."""
+    lines = [line for i, line in enumerate(text.split("\n")) if i != 1]
+    said = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    places = [(j, i) for j, row in enumerate(sample.truth["cells"]) for i in range(len(row))]
+    right = [j < len(said) and i < len(said[j]) and said[j][i] == sample.truth["cells"][j][i] for j, i in places]
+    return {"cells": sum(right) / len(right)}
+
+
+def score_pair(sample: Sample, text: str) -> dict[str, float]:
+    """How many of the differences are `found`, how many are `missed`, and how many others are `invented`."""
+    _, _, listed = text.rstrip(".").partition(": ")
+    said = listed.split("; ") if listed else []
+    truth = sample.truth["differences"]
+    missed = _left_over(truth, said)
+    return {"found": len(truth) - missed, "missed": missed, "invented": _left_over(said, truth)}
+
+
+def _left_over(these: list[str], others: list[str]) -> int:
+    """How many of `these` are not among the `others`, each of which can stand for one."""
+    return (Counter(these) - Counter(others)).total()
+
+
+PARTICULAR = {"cover": score_cover, "chart": score_chart, "table": score_table, "pair": score_pair}
