@@ -18,7 +18,7 @@ STYLES = (
     "fivethirtyeight",
     "seaborn-v0_8-whitegrid",
     "seaborn-v0_8-pastel",
-    "Solarize_Light2",
+    "dark_background",
 )
 
 

@@ -1,0 +1,46 @@
+"""Draws four samples of each kind of picture, with a question and its answer, for training/README.md.
+
+python -m training.gallery
+"""
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .pictures import KINDS, draw
+from .pictures.sample import Sample
+
+FOLDER = Path(__file__).resolve().parent / "gallery"
+CELL, PICTURE = (300, 350), (284, 220)
+
+
+def card(sample: Sample) -> Image.Image:
+    """The picture or pictures of a sample above one question and its answer."""
+    image, left = Image.new("RGB", CELL, "white"), 8
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    for picture in sample.images:
+        small = picture.copy()
+        small.thumbnail((PICTURE[0] // len(sample.images) - 4, PICTURE[1]), Image.Resampling.LANCZOS)
+        image.paste(small, (left, 8))
+        pen.rectangle((left - 1, 7, left + small.width, 8 + small.height), outline="lightgray")
+        left += small.width + 8
+    question, answer = sample.turns[0]
+    lines = [line for part in (question, *answer.split("\n")) for line in textwrap.wrap(part, 46)]
+    for i, line in enumerate(lines[:8]):
+        pen.text((8, PICTURE[1] + 14 + 14 * i), line, "black" if i else "darkblue", font)
+    return image
+
+
+def main():
+    FOLDER.mkdir(exist_ok=True)
+    for kind in KINDS:
+        sheet = Image.new("RGB", (4 * CELL[0], CELL[1]), "white")
+        for i in range(4):
+            sheet.paste(card(draw(kind, "train", i)), (i * CELL[0], 0))
+        sheet.quantize(128).save(FOLDER / f"{kind}.png", optimize=True)
+        print(f"{FOLDER.name}/{kind}.png")
+
+
+if __name__ == "__main__":
+    main()
