@@ -27,7 +27,9 @@ def draw(rng: random.Random, split: str, chart):
     with style.context(rng.choice(STYLES)):
         figure = Figure(figsize=(rng.uniform(5.6, 7.2), rng.uniform(3.6, 4.6)), dpi=100, layout="constrained")
         canvas, axes = FigureCanvasAgg(figure), figure.subplots()
-        family = FontProperties(fname=fonts.file(fonts.pick(rng, split)[0]))
+        while not (file := fonts.file(fonts.pick(rng, split)[0])):
+            pass
+        family = FontProperties(fname=file)
         small = 11 if len(chart.labels) > 6 else 13
         color = f"C{rng.randrange(4)}"
         if chart.form == "line":

@@ -34,6 +34,15 @@ def pick(rng: random.Random, split: str) -> tuple[str, int]:
     return rng.choice(HELD_OUT if split == "heldout_fonts" else TRAIN), rng.choice((400, 500, 600, 700, 800))
 
 
-def file(family: str) -> str:
-    """The path of a family's file, for libraries that draw their own text."""
-    return str(fontpkg.path(family if family != PILLOW else "Inter"))
+@functools.cache
+def file(family: str) -> str | None:
+    """The path of a family's regular file, for libraries that draw their own text and know no weight axis; none for
+    a family whose file is thin or bold unless told otherwise."""
+    if family == PILLOW:
+        return None
+    path = str(fontpkg.path(family, nearest=True))
+    try:
+        axes = ImageFont.truetype(path).get_variation_axes()
+    except OSError:  # not a variable font
+        axes = []
+    return path if all(axis["default"] == 400 for axis in axes if axis["name"] == b"Weight") else None
