@@ -11,9 +11,10 @@ pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
 pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
+from PIL import Image
 
 from helpers import format_prompt, load_model_and_processor
-from training import pictures, pretrain_vision, recipe, scores, tokenizer, train
+from training import pictures, plot, pretrain_vision, recipe, scores, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
 from training.pictures.sample import CHARACTERS
@@ -290,3 +291,13 @@ def test_export_can_be_loaded_and_stage_1_fits_the_tower(tmp_path):
     loaded, _ = load_model_and_processor(tmp_path)
     assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), loaded.parameters()))
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "phi3_v"
+
+
+def test_logs_are_plotted(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, 8)
+    steps(run, 2)
+    run.report(heldout=0.5, heldout_loss=1.0)
+    run.report(heldout=0.6)
+    monkeypatch.setattr("sys.argv", ["plot", str(tmp_path), "--out", str(tmp_path / "curves.png")])
+    plot.main()
+    assert Image.open(tmp_path / "curves.png").width > 500

@@ -1,0 +1,60 @@
+"""The bundled checkpoint: its answers to the notebooks' pictures do not hang on threads, attention or luck."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import POCKET, format_prompt, generate, load_image, load_model_and_processor
+
+IMAGES = Path(__file__).resolve().parent.parent / "notebooks" / "images"
+#: Every stored picture that a notebook asks about and that the model reads right, with the questions asked.
+ASKED = [
+    ("book_cover.png", "Help me get the title and author information of this book?"),
+    ("book_cover.png", "What is the title of this book?"),
+    ("book_cover.png", "Who wrote this book?"),
+]
+#: In logits: far above what another order of additions can change.
+MARGIN = 0.5
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return {
+        attention: load_model_and_processor(device="cpu", attn_implementation=attention)
+        for attention in ("eager", "sdpa")
+    }
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("picture", "question"), ASKED)
+def test_answers_are_stable(loaded, threads, picture, question):
+    answers = set()
+    for attention, count in itertools.product(loaded, (1, 2)):
+        threads(count)
+        answers |= {str(generate(*loaded[attention], question, IMAGES / picture)) for _ in range(5)}
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(("picture", "question"), ASKED)
+def test_no_token_is_a_close_call(loaded, picture, question):
+    model, processor = loaded["sdpa"]
+    inputs = processor(format_prompt(question), load_image(IMAGES / picture), return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=200, output_logits=True, return_dict_in_generate=True)
+    new = out.sequences[0, inputs["input_ids"].shape[1] :]
+    for token, logits in zip(processor.tokenizer.convert_ids_to_tokens(new), out.logits, strict=True):
+        first, second = logits[0].topk(2).values.tolist()
+        assert first - second >= MARGIN, f"{token!r} is only {first - second:.2f} ahead"
+
+
+def test_the_files_are_small():
+    sizes = [file.stat().st_size for file in POCKET.iterdir()]
+    assert sum(sizes) <= 30e6
+    assert max(sizes) < 16 * 2**20
