@@ -24,7 +24,7 @@ from .pictures.sample import Sample
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 #: Kinds of pictures in the order they come, over and over, each for BLOCK pictures: batches of one kind need less
 #: padding than mixed ones.
-MIX, BLOCK = ("cover", "page", "cover", "cover"), 16
+MIX, BLOCK = ("cover", "page"), 16
 
 
 def build_processor() -> Phi3VProcessor:
