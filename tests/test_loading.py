@@ -38,7 +38,7 @@ def test_defaults_on_this_machine(folder, capfd):
     assert not model.training
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
     assert model.config._attn_implementation == "sdpa"
-    assert processor.image_processor.num_crops == 4
+    assert processor.image_processor.num_crops == 16
     assert capfd.readouterr() == ("", "")  # nothing for a notebook to store
 
 

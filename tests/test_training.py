@@ -149,6 +149,10 @@ def test_invented_numbers_and_differences_are_counted():
     assert scores.score(pair, pictures.pair.NO_DIFFERENCE)["invented"] == 0
 
 
+def test_every_page_has_text():
+    assert all(pictures.draw("page", "heldout_fonts", i).truth["text"] for i in range(60))
+
+
 def test_recorded_characters_lie_where_the_ink_is():
     sample = pictures.draw("cover", "train", 0)
     image = np.asarray(sample.images[0]).astype(int)

@@ -54,6 +54,8 @@ def draw(rng: random.Random, split: str, size=None, sizes=(18, 56), lines=None) 
             canvas.text(x, baseline, line, font, fill, spacing)
             written.append(line)
             y = baseline + rng.uniform(0.3, 0.7) * pixels
+    if not written:  # every phrase was wider than its line
+        return draw(rng, split, size, sizes, lines)
     text = "\n".join(written)
     turns = [(rng.choice(QUESTIONS), text)]
     return Sample("page", [effects.wear(rng, canvas.image)], turns, {"text": text}, [canvas.characters])
