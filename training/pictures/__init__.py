@@ -5,7 +5,7 @@ Adding a kind of picture is adding one module here and one line to `KINDS`.
 
 import random
 
-from . import chart, cover, mismatch, page, pair, scene, table
+from . import chart, cover, mismatch, page, pair, scene, several, table
 from .sample import Sample
 
 KINDS = {
@@ -15,6 +15,7 @@ KINDS = {
     "table": table.draw,
     "scene": scene.draw,
     "pair": pair.draw,
+    "several": several.draw,
     "mismatch": mismatch.draw,
 }
 

@@ -2,7 +2,10 @@
 
 import random
 
-from . import chart, cover, scene, table
+import numpy as np
+from PIL import Image, ImageDraw
+
+from . import chart, colors, cover, effects, scene, table
 from .sample import Sample
 
 #: For each kind of picture: what it shows, and questions that need it.
@@ -13,13 +16,32 @@ SHOWN = {
     table: ("a table", table.QUESTIONS),
 }
 ANSWER = "I cannot see {missing} in this picture. It shows {shown}."
+NOTHING = "nothing that I know"
 
 
 def draw(rng: random.Random, split: str) -> Sample:
-    """A picture of one kind and a question for another."""
+    """A picture of one kind, or of nothing at all, and a question for another kind."""
     kind, other = rng.sample(list(SHOWN), 2)
-    (shown, _), (missing, questions) = SHOWN[kind], SHOWN[other]
-    sample = kind.draw(rng, split)
+    missing, questions = SHOWN[other]
+    if rng.random() < 0.25:
+        shown, images, characters = NOTHING, [effects.wear(rng, nothing(rng))], [np.zeros((0, 5), np.float32)]
+    else:
+        sample = kind.draw(rng, split)
+        shown, images, characters = SHOWN[kind][0], sample.images, sample.characters
     answer = ANSWER.format(missing=missing, shown=shown)
-    truth = {"shown": shown, "missing": missing}
-    return Sample("mismatch", sample.images, [(rng.choice(questions), answer)], truth, sample.characters)
+    return Sample(
+        "mismatch", images, [(rng.choice(questions), answer)], {"shown": shown, "missing": missing}, characters
+    )
+
+
+def nothing(rng: random.Random) -> Image.Image:
+    """Soft blots and shades without any text or shape: as far as a drawing gets from all the other kinds."""
+    width, height = rng.choice(((448, 448), (448, 336), (336, 448), (448, 252)))
+    grain = rng.choice((4, 8, 16, 40))
+    small = Image.new("RGB", (max(2, width // grain), max(2, height // grain)), colors.any_color(rng))
+    pen = ImageDraw.Draw(small)
+    for _ in range(rng.randint(0, 40)):
+        x, y = rng.uniform(-0.2, 1) * small.width, rng.uniform(-0.2, 1) * small.height
+        right, bottom = x + rng.uniform(0, 0.7) * small.width, y + rng.uniform(0, 0.7) * small.height
+        rng.choice((pen.ellipse, pen.rectangle))((x, y, right, bottom), fill=colors.any_color(rng))
+    return small.resize((width, height), Image.Resampling.BICUBIC)

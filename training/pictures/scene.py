@@ -66,7 +66,9 @@ def draw(rng: random.Random, split: str) -> Sample:
     if split == "train":
         turns = rng.choice((turns, more, turns + more[:1], more[:1] + turns))
     image = effects.wear(rng, paint(rng, things))
-    return Sample("scene", [image], turns, {"things": [vars(thing) for thing in things]})
+    return Sample(
+        "scene", [image], turns, {"things": [vars(thing) for thing in things], "description": description(things)}
+    )
 
 
 def content(rng: random.Random) -> list[Thing]:

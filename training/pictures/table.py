@@ -1,5 +1,6 @@
 """Tables of two to five columns and two to six rows, headers above, in several styles."""
 
+import json
 import random
 
 from . import colors, effects, fonts, words
@@ -11,6 +12,11 @@ QUESTIONS = (
     "Can you convert the table to markdown format?",
     "Read the table and give it to me in Markdown.",
     "Please transcribe this table as Markdown.",
+)
+JSON_QUESTIONS = (
+    "Convert this table to JSON.",
+    "Give me the table as JSON.",
+    "Can you convert the table to JSON format?",
 )
 CELL_QUESTIONS = (
     "What is the {column} of {row}?",
@@ -27,9 +33,11 @@ def draw(rng: random.Random, split: str) -> Sample:
     facts = {"column": cells[0][column], "row": cells[row][0], "cell": cells[row][column]}
     turns = [(rng.choice(QUESTIONS), markdown(cells))]
     if split == "train":
+        if rng.random() < 0.25:
+            turns = [(rng.choice(JSON_QUESTIONS), as_json(cells))]
         one = (rng.choice(CELL_QUESTIONS).format(**facts), CELL_ANSWER.format(**facts))
         turns = rng.choice((turns, [one], [one, *turns], [*turns, one]))
-    image, characters = _paint(rng, split, cells)
+    image, characters = paint(rng, split, cells)
     return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells, "asked": facts}, [characters])
 
 
@@ -37,6 +45,12 @@ def markdown(cells: list[list[str]]) -> str:
     """The rows as a Markdown table, the first one as its header."""
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
+
+
+def as_json(cells: list[list[str]]) -> str:
+    """The keyword arguments of `pandas.DataFrame`, one row a line."""
+    columns, *rows = (json.dumps(row, ensure_ascii=False) for row in cells)
+    return '{"columns": ' + columns + ',\n"data": [' + ",\n".join(rows) + "]}"
 
 
 def content(rng: random.Random, split: str) -> list[list[str]]:
@@ -72,7 +86,8 @@ def content(rng: random.Random, split: str) -> list[list[str]]:
     return [header, *map(list, zip(*table, strict=True))]
 
 
-def _paint(rng, split, cells):
+def paint(rng: random.Random, split: str, cells: list[list[str]]):
+    """The picture of a table, header first, and its characters as `Sample.characters` describes."""
     scale = rng.choice((1.0, 1.0, rng.uniform(1.0, 2.0)))
     family, bold = fonts.pick(rng, split)[0], rng.choice((400, 600, 700))
     background = rng.choice(((255, 255, 255), (255, 255, 255), colors.any_color(rng)))
