@@ -4,13 +4,14 @@ Importing this package registers the `phi3_v` architecture with transformers' Au
 transformers code works on the checkpoint too, without remote code.
 """
 
-from . import phi3_v  # noqa: F401  (registers the architecture)
+from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
 from .display import show_images
 from .doctor import doctor
 from .generation import Answer, generate, stream
 from .images import ImageLoadError, load_image
 from .loading import OFFICIAL, POCKET, CheckpointError, load_model_and_processor
 from .prompts import format_prompt
+from .widgets import ask_about_your_pictures
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "Answer",
     "CheckpointError",
     "ImageLoadError",
+    "ask_about_your_pictures",
     "doctor",
     "format_prompt",
     "generate",

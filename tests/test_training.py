@@ -17,7 +17,7 @@ from helpers import format_prompt, load_model_and_processor
 from training import pictures, plot, pretrain_vision, recipe, scores, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
-from training.pictures.sample import CHARACTERS
+from training.pictures.sample import CHARACTERS, SHAPES
 
 
 @pytest.mark.parametrize("kind", pictures.KINDS)
@@ -80,6 +80,18 @@ def test_a_table_is_its_cells():
         assert all(set(cell) == {"-"} for cell in cells[1])
 
 
+def test_a_table_as_json_is_its_cells_too():
+    asked = 0
+    for i in range(40):
+        sample = pictures.draw("table", "train", i)
+        for question, answer in sample.turns:
+            if "JSON" in question:
+                asked += 1
+                content = json.loads(answer)
+                assert [content["columns"], *content["data"]] == sample.truth["cells"]
+    assert asked > 3
+
+
 def test_a_scene_is_counted_right():
     for i in range(40):
         things = pictures.scene.content(random.Random(i))
@@ -114,7 +126,21 @@ def test_a_pair_names_every_difference_and_none_else():
     assert other > 10
 
 
+def test_the_number_in_a_question_picks_its_picture():
+    for i in range(20):
+        sample = pictures.draw("several", "train", i)
+        assert len(sample.images) == len(sample.turns) == len({answer for _, answer in sample.turns}) in (2, 3)
+        for question, answer in sample.turns:
+            (number,) = (
+                n for n, word in enumerate(pictures.several.ORDINALS) if word in question or str(n + 1) in question
+            )
+            truth = sample.truth["pictures"][number]
+            assert answer == truth.get("description", f'The title of the book is "{truth.get("title")}".')
+
+
 def test_what_a_picture_does_not_show_is_not_invented():
+    shown = {pictures.draw("mismatch", "heldout", i).truth["shown"] for i in range(40)}
+    assert pictures.mismatch.NOTHING in shown
     for i in range(20):
         sample = pictures.draw("mismatch", "heldout", i)
         assert (
@@ -190,6 +216,24 @@ def test_targets_follow_the_picture_into_its_padding():
     upper_left = classes[1].reshape(16, 32)
     assert (upper_left[:, :8] == pretrain_vision.NONE).all()
     assert (upper_left[:, 8:] == 3).all()
+
+
+def test_shapes_are_marked_where_they_are():
+    sample = pictures.draw("scene", "train", 1)
+    assert len(sample.characters[0]) == len(sample.truth["things"])
+    for (index, left, top, right, bottom), thing in zip(sample.characters[0], sample.truth["things"]):
+        assert (*CHARACTERS, *SHAPES)[int(index)] == thing["shape"]
+        column, row = (left + right) / 2 / sample.images[0].width, (top + bottom) / 2 / sample.images[0].height
+        assert (int(3 * row), int(3 * column)) == (thing["row"], thing["column"])
+
+
+def test_colors_of_half_patches():
+    tiles = torch.zeros(2, 3, 224, 224)
+    tiles[1, 0, :14, 7:14] = 1  # the right half of the first patch is red
+    colors = pretrain_vision.colors_of(tiles)
+    assert colors.shape == (2, 256, 2, 3)
+    assert colors[1, 0].tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert colors.sum() == 1
 
 
 def test_positions_of_smaller_tiles_are_repeated():

@@ -5,6 +5,7 @@ python -m training.notebook_images
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .pictures import chart, chart_by_hand, draw, fonts, scene, table
 from .pictures.canvas import Canvas
+from .pictures.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks" / "images"
 #: Kinds and number of the pictures that `07_scores` asks about; none of them was trained on.
@@ -19,7 +21,7 @@ SCORED, EACH = ("cover", "chart", "table", "scene", "pair"), 6
 
 #: NVIDIA's data centre revenue by fiscal year, in million dollars, as its annual reports state it.
 REVENUE = chart.Chart(
-    form="bar",
+    form="lying",
     title="Data Center Revenue",
     unit="million dollars",
     labels=[f"FY{year}" for year in range(2017, 2025)],
@@ -94,7 +96,7 @@ def bars(seed: int, content: chart.Chart) -> Image.Image:
 
 def shapes(things: list[scene.Thing]) -> Image.Image:
     """A scene; things that two scenes share look the same in both."""
-    return scene.paint(random.Random(5), things, (600, 450))
+    return scene.paint(random.Random(5), things, (600, 450))[0]
 
 
 #: What the second and the third scene change: the heart turns pink; the star goes too, and a square comes.
@@ -108,8 +110,8 @@ PICTURES = {
         {"title": "ALONE", "author": "Morgan Maxwell"}),
     "hard_cover.png": (hard_cover, "Striped cover, script letters set askew: Whispers of the Tide, by Ana Belmonte",
         {"title": "Whispers of the Tide", "author": "Ana Belmonte"}),
-    "revenue_chart.png": (lambda: bars(2, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024", vars(REVENUE)),
-    "revenue_forged.png": (lambda: bars(2, FORGED), "The same bar chart with one number changed", vars(FORGED)),
+    "revenue_chart.png": (lambda: bars(7, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024", vars(REVENUE)),
+    "revenue_forged.png": (lambda: bars(7, FORGED), "The same bar chart with one number changed", vars(FORGED)),
     "sunshine_chart.png": (lambda: bars(3, SUNSHINE), "Line chart: Sunshine in hours, January to June", vars(SUNSHINE)),
     "price_table.png": (lambda: table.paint(random.Random(1), "train", PRICES)[0], "Table: prices of four fruits",
         {"cells": PRICES}),
@@ -132,6 +134,21 @@ def write_lines(file: Path, lines: list[dict]):
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
+def facts_of(sample: Sample) -> list[str]:
+    """What a true answer to the first question has to contain, in whatever words."""
+    truth, (_, answer) = sample.truth, sample.turns[0]
+    if sample.kind == "cover":
+        return [truth["title"], truth["author"]]
+    if sample.kind == "chart":
+        return [truth["title"], *re.findall(r"(?<=\()[\d,.]+(?=\))|(?<=value is )[\d,.]*\d", answer)]
+    if sample.kind == "table":
+        return sorted({cell for row in truth["cells"] for cell in row})
+    if sample.kind == "scene":
+        return re.split(", | and ", answer.removeprefix("The picture shows ").split(":")[0])
+    words = [word for difference in truth["differences"] for word in re.findall(r"[\w.,]*\w", difference)]
+    return [w for w in words if w in (*scene.SHAPES, *scene.COLORS) or w[0].isdigit()] or ["no difference"]
+
+
 def scored_pictures(folder: Path):
     """The pictures, questions and true answers of `07_scores`."""
     lines = []
@@ -142,7 +159,8 @@ def scored_pictures(folder: Path):
             for name, image in zip(names, sample.images):
                 save(image, folder / name)
             question, truth = sample.turns[0]
-            lines.append({"pictures_file_names": names, "kind": kind, "question": question, "truth": truth})
+            line = {"pictures_file_names": names, "kind": kind, "question": question, "truth": truth}
+            lines.append({**line, "facts": list(dict.fromkeys(facts_of(sample)))})
     write_lines(folder / "metadata.jsonl", lines)
 
 

@@ -1,4 +1,4 @@
-"""Stage 1, read: the vision tower alone learns to name the character on every patch.
+"""Stage 1, read: the vision tower alone learns to name the character or shape on every patch, and the colours.
 
 Learning to read through the decoder's few answer tokens is slow; here every half patch of every tile is a lesson.
 
@@ -20,11 +20,11 @@ from helpers.phi3_v import Phi3VImageProcessor
 
 from .loop import Run, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import draw, page
-from .pictures.sample import CHARACTERS
+from .pictures.sample import CHARACTERS, SHAPES
 from .recipe import NUM_CROPS, PATCH, TILE, VISION
 
 PROCESSOR = Phi3VImageProcessor(NUM_CROPS, TILE)
-NONE, IGNORED = len(CHARACTERS), -100
+NONE, IGNORED = len(CHARACTERS) + len(SHAPES), -100
 HALVES = 2
 #: Characters less high than this, in pixels, need not be read (capitals have 0.72 of a font's size, boxes 0.84).
 SMALLEST = 8
@@ -32,23 +32,23 @@ SMALLEST = 8
 
 class Reader(nn.Module):
     """The tower and one linear layer that says, for the left and the right half of each patch, which character
-    covers its centre, and where that character's centre and how wide it is (in patches)."""
+    or shape covers its centre, where the middle of that is and how wide it is (in patches), and the mean colour."""
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
         self.vision_tower = CLIPVisionModel(config)
-        self.head = nn.Linear(config.hidden_size, HALVES * (NONE + 1 + 3))
+        self.head = nn.Linear(config.hidden_size, HALVES * (NONE + 1 + 3 + 3))
         side = config.image_size // config.patch_size
         with torch.no_grad():
             position = self.vision_tower.embeddings.position_embedding.weight
             position[1:] = sine_positions(side, config.hidden_size) * 0.5
 
-    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tiles, 3, TILE, TILE) -> logits (tiles, patches, 2, characters + 1), boxes (tiles, patches, 2, 3)."""
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(tiles, 3, TILE, TILE) -> logits (tiles, patches, 2, classes), boxes and colours (tiles, patches, 2, 3)."""
         # The features that the whole model uses: the last built layer without post_layernorm, without CLS.
         hidden_states = self.vision_tower(tiles, output_hidden_states=True).hidden_states[-1][:, 1:]
         out = self.head(hidden_states).float().unflatten(-1, (HALVES, -1))
-        return out[..., : NONE + 1], out[..., NONE + 1 :]
+        return out.split((NONE + 1, 3, 3), dim=-1)
 
 
 def sine_positions(side: int, width: int) -> torch.Tensor:
@@ -114,9 +114,18 @@ def with_larger_tiles(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {**state, name: torch.cat([position[:1], 0.5 * sine_positions(many, width) + repeated])}
 
 
+def colors_of(tiles: torch.Tensor) -> torch.Tensor:
+    """(tiles, 3, TILE, TILE) -> mean colour of each half patch, (tiles, patches, 2, 3), in the tiles' own units."""
+    means = F.avg_pool2d(tiles, (PATCH, PATCH // HALVES)).unflatten(-1, (-1, HALVES))
+    return means.flatten(2, 3).permute(0, 2, 3, 1)
+
+
 def picture(split: str, index: int):
-    """One picture for stage 1: mostly pages full of text, one in three a cover."""
-    sample = draw("cover", split, index) if index % 3 == 0 else dense_page(split, index)
+    """One picture for stage 1: every kind whose marks are known, and pages full of text."""
+    kind = ("cover", "page", "chart", "table", "scene", "page", "cover", "scene")[index % 8]
+    sample = dense_page(split, index) if kind == "page" else draw(kind, split, index)
+    if not len(sample.characters[0]):  # matplotlib does not tell where its characters are
+        sample = dense_page(split, index)
     return tiles_and_targets(sample.images[0], sample.characters[0])
 
 
@@ -134,15 +143,16 @@ def collate(pictures):
 
 
 def loss_and_accuracy(reader: Reader, batch, device) -> tuple[torch.Tensor, float]:
-    """Cross entropy of the characters plus half the error of their boxes; accuracy on half patches with a character."""
+    """Cross entropy of the classes plus half the error of their boxes and the error of the colours; accuracy on half
+    patches with a character or a shape."""
     tiles, classes, boxes = (part.to(device) for part in batch)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        logits, places = reader(tiles)
+        logits, places, colors = reader(tiles)
     there = (classes != NONE) & (classes != IGNORED)
     weight = torch.ones(NONE + 1, device=device)
     weight[NONE] = 0.3
     loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, ignore_index=IGNORED)
-    loss = loss + 0.5 * F.smooth_l1_loss(places[there], boxes[there])
+    loss = loss + 0.5 * F.smooth_l1_loss(places[there], boxes[there]) + F.smooth_l1_loss(colors, colors_of(tiles))
     return loss, (logits[there].argmax(-1) == classes[there]).float().mean().item()
 
 
@@ -154,6 +164,9 @@ def main():
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--out", default="runs/vision", help="folder of the checkpoint and the log; resumed if there")
     parser.add_argument("--from", dest="start", help="state.pt of a run with smaller tiles to begin with")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers: a quarter faster, needs a C++ compiler"
+    )
     args = parser.parse_args()
 
     device = start()
@@ -161,6 +174,9 @@ def main():
     reader.vision_tower.set_attn_implementation(fastest_attention(device))
     if args.start:
         reader.load_state_dict(with_larger_tiles(torch.load(args.start, weights_only=True)["model"]))
+    if args.compile:
+        for layer in reader.vision_tower.encoder.layers:
+            layer.compile(dynamic=True)
     run = Run(args.out, reader, optimizers(reader, lambda name: args.lr), args.pictures)
     held_out = [collate([picture(split, i) for i in range(12)]) for split in ("heldout", "heldout_fonts")]
     for batch in run.steps(stream_of_batches(picture, collate, args.batch, args.workers, run.seen), args.batch):

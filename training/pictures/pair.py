@@ -55,7 +55,7 @@ def _scenes(rng, split):
         second[cell] = new
     seed = rng.random()
     things = [second[cell] for cell in sorted(second)]
-    return [scene.paint(random.Random(seed), part) for part in (first, things)], differences
+    return [scene.paint(random.Random(seed), part)[0] for part in (first, things)], differences
 
 
 def _charts(rng, split):

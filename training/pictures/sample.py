@@ -7,14 +7,16 @@ from PIL import Image
 
 #: The characters that pictures hold and that the vision tower learns to name, in the order of its classes.
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
+#: The shapes that it learns to name; their classes follow those of the characters.
+SHAPES = ("circle", "square", "triangle", "star", "heart")
 
 
 @dataclass
 class Sample:
     """One training or test example: the pictures, questions with their true answers, and the facts behind them.
 
-    `characters` has one array a picture, float32 `(number of characters, 5)`: index into `CHARACTERS`, then
-    left, top, right, bottom in pixels of that picture.
+    `characters` has one array a picture, float32 `(number of characters, 5)`: index into `(*CHARACTERS, *SHAPES)`,
+    then left, top, right, bottom in pixels of that picture.
     """
 
     kind: str

@@ -5,16 +5,16 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from . import effects
-from .sample import Sample
+from .sample import CHARACTERS, SHAPES, Sample
 
 COLORS = {
     "red": (214, 39, 40), "green": (44, 150, 60), "blue": (40, 90, 210), "yellow": (245, 208, 40),
     "orange": (250, 135, 25), "purple": (130, 60, 170), "black": (25, 25, 25), "pink": (250, 140, 190),
 }  # fmt: skip
-SHAPES = ("circle", "square", "triangle", "star", "heart")
 NUMBERS = "no one two three four five six seven eight nine".split()
 #: A scene is a grid of three rows and three columns; no cell holds more than one thing.
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
@@ -65,10 +65,9 @@ def draw(rng: random.Random, split: str) -> Sample:
     more = small_questions(rng, things)
     if split == "train":
         turns = rng.choice((turns, more, turns + more[:1], more[:1] + turns))
-    image = effects.wear(rng, paint(rng, things))
-    return Sample(
-        "scene", [image], turns, {"things": [vars(thing) for thing in things], "description": description(things)}
-    )
+    image, marks = paint(rng, things)
+    truth = {"things": [vars(thing) for thing in things], "description": description(things)}
+    return Sample("scene", [effects.wear(rng, image)], turns, truth, [marks])
 
 
 def content(rng: random.Random) -> list[Thing]:
@@ -112,21 +111,27 @@ def small_questions(rng: random.Random, things: list[Thing]) -> list[tuple[str, 
     return rng.sample(turns, 2)
 
 
-def paint(rng: random.Random, things: list[Thing], size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture of the things, drawn at twice its size and reduced, so that edges are smooth."""
+def paint(rng: random.Random, things: list[Thing], size: tuple[int, int] | None = None):
+    """The picture of the things, and their boxes as `Sample.characters` describes.
+
+    It is drawn at twice its size and reduced, so that edges are smooth.
+    """
     width, height = size or rng.choice(((448, 448), (448, 336), (400, 300), (336, 448), (600, 450)))
     image = Image.new("RGB", (2 * width, 2 * height), rng.choice(BACKGROUNDS))
     pen = ImageDraw.Draw(image)
     cell_width, cell_height = 2 * width / 3, 2 * height / 3
-    seed = rng.random()
+    seed, boxes = rng.random(), []
     for thing in things:
         # Each cell has its own random numbers: where two scenes hold the same thing it looks the same.
         own = random.Random(f"{seed}/{thing.row}/{thing.column}")
         radius = min(cell_width, cell_height) * own.uniform(0.26, 0.4)
         x = (thing.column + 0.5) * cell_width + own.uniform(-1, 1) * (cell_width / 2 - radius) * 0.6
         y = (thing.row + 0.5) * cell_height + own.uniform(-1, 1) * (cell_height / 2 - radius) * 0.6
-        pen.polygon(outline(thing.shape, x, y, radius), COLORS[thing.color])
-    return image.reduce(2)
+        corners = outline(thing.shape, x, y, radius)
+        pen.polygon(corners, COLORS[thing.color])
+        xs, ys = (np.array(part) / 2 for part in zip(*corners))
+        boxes.append((len(CHARACTERS) + SHAPES.index(thing.shape), xs.min(), ys.min(), xs.max(), ys.max()))
+    return image.reduce(2), np.array(boxes, dtype=np.float32).reshape(-1, 5)
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:

@@ -33,4 +33,5 @@ def draw(rng: random.Random, split: str) -> Sample:
     rng.shuffle(turns)
     if split != "train":
         turns = turns[:1]
-    return Sample("several", [sample.images[0] for sample in samples], turns)
+    truth = {"pictures": [sample.truth for sample in samples]}
+    return Sample("several", [sample.images[0] for sample in samples], turns, truth)

@@ -1,0 +1,198 @@
+"""Checks for the "Your turn" parts of the notebooks: each prints `Right` or `Not yet`, and why.
+
+No check looks up a prepared answer of the model: it compares what you pass with facts about the pictures or with
+what can be calculated.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from PIL import Image
+
+
+def _verdict(right: bool, why: str, hint: str) -> None:
+    print(f"Right: {why}" if right else f"Not yet: {hint}")
+
+
+def _text(answer) -> str:
+    return answer.strip() if isinstance(answer, str) else ""
+
+
+def _near(answer, value: float, tolerance: float) -> bool:
+    return isinstance(answer, (int, float)) and abs(answer - value) <= tolerance
+
+
+# 01_setup
+
+
+def check_author_only(answer) -> None:
+    """The author without the title."""
+    right = "Morgan Maxwell" in _text(answer) and "ALONE" not in _text(answer)
+    _verdict(right, "the author, and nothing else.", "the answer should name the author and not the title.")
+
+
+def check_square_tokens(answer) -> None:
+    """Tokens of a square picture at num_crops=4 with tiles of 224 pixels."""
+    hint = "2 x 2 tiles and one view of the whole, 8 x 8 tokens each, and row ends."
+    _verdict(answer == 345, "5 x 64 tokens, 16 + 8 row ends, one between the two views.", hint)
+
+
+def check_four_bit(answer) -> None:
+    """Gigabytes of 4,146,621,440 weights of half a byte."""
+    _verdict(_near(answer, 2.07, 0.05), "half a byte each.", "4,146,621,440 weights times half a byte, in 10^9 bytes.")
+
+
+# 02_image_analysis
+
+
+def check_growth(answer) -> None:
+    """Revenue of FY2024 over that of FY2023."""
+    hint = "divide the value of FY2024 by that of FY2023; without their commas they are numbers."
+    _verdict(_near(answer, 47_525 / 15_005, 0.05), "a little more than three times.", hint)
+
+
+def check_wide_tokens(answer) -> None:
+    """Tokens of a picture twice as wide as high at num_crops=4 with tiles of 224 pixels."""
+    hint = "how many tiles stand side by side, how many above each other? The picture fills 448 x 224 pixels."
+    _verdict(answer == 209, "2 x 1 tiles need fewer rows, and fewer tokens, than 2 x 2.", hint)
+
+
+def check_sunniest_month(answer) -> None:
+    """The highest point of the sunshine chart."""
+    _verdict(_text(answer) == "May", "203 hours.", "look for the highest point and write the label below it.")
+
+
+# 03_ocr
+
+
+def check_misread(title, said) -> None:
+    """A title that the model reads wrongly."""
+    if not _text(title):
+        print("Not yet: my_title is empty.")
+        return
+    _verdict(f'"{title}"' not in said, f"it says {said!r}", "it was read correctly; try look-alike letters.")
+
+
+def check_pale(answer) -> None:
+    """Any answer about the pale cover."""
+    hint = "my_answer is empty; draw the cover in that ink and ask."
+    _verdict(bool(_text(answer)), "now compare it with what you can read yourself.", hint)
+
+
+def check_last_name(answer) -> None:
+    """The last word of the author's name, taken out of an answer."""
+    hint = "split the author at the spaces and take the last part."
+    _verdict(_text(answer) == "Maxwell", "the last of the words.", hint)
+
+
+# 04_multi_image_comparison
+
+
+def check_new_shape(answer) -> None:
+    """What the third scene has and the second has not."""
+    hint = "compare the bottom rows of the two pictures."
+    _verdict(_text(answer).lower() == "black square", "it stands at the bottom center.", hint)
+
+
+def check_two_tags(answer) -> None:
+    """A prompt that shows the second of two passed pictures first."""
+    first, second = _text(answer).find("<|image_2|>"), _text(answer).find("<|image_1|>")
+    hint = "the tags count the pictures that you pass, and the one to be shown first stands first."
+    _verdict(0 <= first < second and "<|image_3|>" not in answer, "the tags pick, the order shows.", hint)
+
+
+def check_most_pictures(answer) -> None:
+    """Pictures of 2,509 tokens in 131,072 positions, 1,000 of them kept."""
+    _verdict(
+        answer == 51, "and the cache for them would take 50 GB.", "subtract what is kept, then divide and round down."
+    )
+
+
+# 05_tables
+
+
+def check_lemons(answer) -> None:
+    """Price times stock."""
+    _verdict(_near(answer, 2.15 * 208, 0.01), "447.20 dollars.", "multiply the two numbers in the last row.")
+
+
+def check_price_schema(answer) -> None:
+    """A JSON schema that takes prices and nothing else."""
+    from jsonschema import Draft202012Validator
+
+    hint = '{"type": "string", "pattern": ...}; the pattern needs ^ and $, and \\$ for the dollar sign.'
+    if not isinstance(answer, Mapping) or not answer:
+        print("Not yet:", hint)
+        return
+    takes = Draft202012Validator(answer).is_valid
+    right = takes("$2.15") and takes("$10.00") and not any(map(takes, ("2.15", "$2.1", "$2,15", "about $2.15", 2.15)))
+    _verdict(right, "prices pass, everything else is refused.", hint)
+
+
+def check_cells(answer) -> None:
+    """The cells of one Markdown row."""
+    hint = "strip the bars at both ends, split at the others, strip the spaces."
+    _verdict(answer == ["Lemon", "$2.15", "208", "Spain"], "four cells, no spaces around them.", hint)
+
+
+# 06_objects
+
+
+def check_corners(answer) -> None:
+    """Corners of a star and a triangle."""
+    _verdict(answer in (8, 13), "points alone make 8, all corners 13.", "count the points of the star.")
+
+
+def check_pale_discs(answer) -> None:
+    """The answer about seven pale discs."""
+    hint = "draw seven discs in (230, 230, 230) and ask how many circles there are."
+    _verdict("circle" in _text(answer), "was it seven? Whatever it was, you counted too.", hint)
+
+
+def check_counter(answer) -> None:
+    """A counter of names."""
+    _verdict(answer == Counter({"red circle": 2}), "two of one name.", "Counter takes the names, one for each thing.")
+
+
+# 07_scores
+
+
+def check_error_rate(answer) -> None:
+    """One wrong character in 27."""
+    hint = "one character differs; divide by the length of the truth."
+    _verdict(_near(answer, 1 / 27, 0.001), "one wrong digit in 27 characters.", hint)
+
+
+def check_chance(answer) -> None:
+    """Which differences are more than chance."""
+    hint = "the spread of a count is about the square root of n * p * (1 - p); compare it with the difference."
+    _verdict(answer == (True, False), "ten in a hundred is two spreads, one in six is less than one.", hint)
+
+
+def check_fair_score(answer) -> None:
+    """The score that does not depend on wording."""
+    hint = "which of them asks what is said and not how?"
+    _verdict(_text(answer).lower() == "facts", "the official weights say the same in other words.", hint)
+
+
+# 08_your_picture
+
+
+def check_upright_size(answer) -> None:
+    """Size of a photo of 4000 x 3000 pixels after a quarter turn."""
+    hint = "the pixels stay the same, but the phone was held upright. Which side is the long one then?"
+    _verdict(answer == (3000, 4000), "a quarter turn swaps width and height, and nothing is lost.", hint)
+
+
+def check_five_pieces(answer) -> None:
+    """The first five pieces of an answer."""
+    right = isinstance(answer, list) and len(answer) == 5 and all(isinstance(piece, str) and piece for piece in answer)
+    hint = "append each piece of `helpers.stream` to a list, and `break` as soon as there are five."
+    _verdict(right, "five pieces, and after `break` the model computed nothing more.", hint)
+
+
+def check_background(answer) -> None:
+    """A picture whose transparent corner became black."""
+    right = isinstance(answer, Image.Image) and answer.mode == "RGB" and answer.getpixel((0, 0)) == (0, 0, 0)
+    hint = "the corner should be black in a picture of mode RGB; `load_image` has an option for it."
+    _verdict(right, "the colour you named now lies behind the transparent pixels.", hint)

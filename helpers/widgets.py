@@ -1,0 +1,146 @@
+"""A box in a notebook: upload pictures, ask about them, watch the answer, stop it."""
+
+import threading
+
+from .display import _encode, _facts, _side_by_side
+from .generation import stream
+from .images import ImageLoadError, load_image
+from .prompts import format_prompt
+
+PREVIEW_WIDTH = 480
+QUESTION = "Describe this picture."
+EXAMPLES = (
+    QUESTION,
+    "Help me get the title and author information of this book?",
+    "What does the text say?",
+    "What does this chart show?",
+    "Convert this table to Markdown.",
+    "What is difference in this two images?",
+)
+
+
+def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 500):
+    """Return an ipywidgets box that asks the model about pictures from the reader's disk.
+
+    The pictures go to the kernel and no further. The answer comes in pieces, then a line says what it cost.
+    "Stop" ends it before its next piece. Jupyter sends an upload as one message of at most about 10 MB; read
+    larger files with `load_image`.
+
+    The returned box's `asker` has the state: `answer` (the last finished `Answer`, or None), `pictures`
+    (those that are asked about) and `thread` (the one that works, or worked last).
+
+    Args:
+        max_new_tokens: an answer is cut off after so many tokens.
+
+    Raises:
+        ValueError: max_new_tokens is below 1. What goes wrong later is one sentence in the box.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; pass at least 1.")
+    return _Asker(model, processor, max_new_tokens).box
+
+
+class _Asker:
+    """The box's parts and what they do.
+
+    Jupyter hands clicks to the kernel only while no cell runs, so a thread writes the answer and looks at
+    `stopping` before each piece. All texts are shown by Textarea, which never takes them for markup.
+    """
+
+    def __init__(self, model, processor, max_new_tokens: int):
+        import ipywidgets  # here, so that `import helpers` stays light
+
+        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+        self.pictures, self.answer, self.thread = [], None, None
+        self.stopping = threading.Event()
+        wide = {"width": "100%", "max_width": "640px"}
+
+        def text(description, value, rows, disabled=True):
+            return ipywidgets.Textarea(value, description=description, rows=rows, disabled=disabled, layout=wide)
+
+        self.upload = ipywidgets.FileUpload(accept=".png,.jpg,.jpeg,.webp", multiple=True, layout={"width": "auto"})
+        self.upload.description, self.upload.tooltip = "Upload pictures", "PNG, JPEG or WebP, 10 MB together"
+        self.preview = ipywidgets.Image(tooltip="The uploaded pictures", layout={"display": "none"})
+        self.facts = text("Pictures", "none yet", 1)
+        self.examples = ipywidgets.Dropdown(options=EXAMPLES, description="Examples", layout=wide)
+        self.question = text("Question", QUESTION, 2, disabled=False)
+        self.ask = ipywidgets.Button(description="Ask", button_style="primary")
+        self.stop = ipywidgets.Button(description="Stop", disabled=True)
+        self.text = text("Answer", "", 5)
+        self.status = text("Status", "Upload a picture, then ask.", 2)
+
+        self.upload.observe(self._take_pictures, "value")
+        self.examples.observe(lambda change: self.question.set_trait("value", change["new"]), "value")
+        self.ask.on_click(self._start)
+        self.stop.on_click(lambda _: self.stopping.set())
+
+        class Box(ipywidgets.VBox):
+            def __repr__(self) -> str:  # what is left of the box in a stored notebook
+                return "Box to upload pictures and ask about them; run this cell to use it."
+
+        buttons = ipywidgets.HBox([self.ask, self.stop])
+        inputs = [self.upload, self.preview, self.facts, self.examples, self.question]
+        self.box = Box([*inputs, buttons, self.text, self.status])
+        self.box.asker = self
+
+    def _take_pictures(self, change) -> None:
+        """Show the uploaded pictures; if one cannot be read, say so and keep those from before."""
+        pictures, facts = [], []
+        for file in change["new"]:
+            try:
+                picture = load_image(file["content"])
+            except ImageLoadError as error:
+                self.status.value = f"{file['name']}: {_sentence(error)}"
+                return
+            pictures.append(picture)
+            facts.append(f"{file['name']}: {_facts(picture, picture, self.processor)}")
+        if not pictures:
+            return
+        kind, self.preview.value = _encode(_side_by_side(pictures, PREVIEW_WIDTH))
+        self.preview.format = kind.removeprefix("image/")
+        self.preview.layout.display = ""
+        self.facts.value, self.facts.rows = "\n".join(facts), len(facts)
+        self.pictures = pictures
+        self.status.value = "Ready."
+
+    def _start(self, _button) -> None:
+        if self.ask.disabled:
+            return  # a second click on its way while the button was greyed out
+        if not self.pictures:
+            self.status.value = "There is no picture yet: upload one first."
+            return
+        self.stopping.clear()
+        self._set_working(True)
+        self.text.value, self.status.value = "", "Working ..."
+        # Without daemon, an answer that is still being written would keep the kernel from ending.
+        self.thread = threading.Thread(target=self._write, args=(self.question.value, self.pictures), daemon=True)
+        self.thread.start()
+
+    def _write(self, question: str, pictures: list) -> None:
+        pieces = None
+        try:
+            # Always formatted here: typed text that looks like a whole prompt must stay a question.
+            prompt = format_prompt(question, len(pictures))
+            pieces = stream(self.model, self.processor, prompt, pictures, max_new_tokens=self.max_new_tokens)
+            while not self.stopping.is_set():
+                self.text.value += next(pieces)
+            self.status.value = "Stopped."
+        except StopIteration as end:
+            self.answer = end.value
+            self.status.value = self.answer.cost()
+        except (ValueError, RuntimeError) as error:  # ImageLoadError is a ValueError
+            self.status.value = _sentence(error)
+        except Exception as error:  # a thread's error would reach nobody
+            self.status.value = f"{type(error).__name__}: {_sentence(error)}"
+        finally:
+            if pieces is not None:
+                pieces.close()
+            self._set_working(False)
+
+    def _set_working(self, working: bool) -> None:
+        self.ask.disabled = self.upload.disabled = working
+        self.stop.disabled = not working
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,85 @@
+"""The "Your turn" parts: a stub is told kindly what to do, the folded solution passes. Snippets stand on their own."""
+
+import itertools
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import helpers
+from helpers import exercises
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHECKS = {name: check for name, check in vars(exercises).items() if name.startswith("check_")}
+SOLUTION = re.compile(r"<details><summary>Solution</summary>\s+```python\n(.*?)```", re.S)
+
+pytestmark = pytest.mark.skipif(not helpers.POCKET.is_dir(), reason="the bundled checkpoint is not there yet")
+
+
+@pytest.fixture(autouse=True)
+def in_the_notebooks_folder(monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.delenv("PHI3_VISION_CHECKPOINT", raising=False)
+
+
+def code_cells(path: Path) -> list:
+    """Pairs of a code cell and the Markdown that follows it."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [(cell, after) for cell, after in itertools.pairwise(cells) if cell.cell_type == "code"]
+
+
+def is_exercise(cell) -> bool:
+    return "exercise" in cell.metadata.get("tags", [])
+
+
+def run(source: str, namespace: dict):
+    exec(compile(source, "a notebook's cell", "exec"), namespace)  # noqa: S102
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_three_exercises_whose_stubs_are_told_what_to_do(path):
+    outputs = [cell.outputs for cell, _ in code_cells(path) if is_exercise(cell)]
+    assert len(outputs) == 3
+    for (output,) in outputs:
+        assert output.text.startswith("Not yet: "), output.text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_solutions(path, capsys):
+    namespace: dict = {}
+    for cell, after in code_cells(path):
+        if not is_exercise(cell):
+            run(cell.source, namespace)
+            continue
+        stub, check = cell.source.split("\n", 1)
+        assert stub.startswith("my_")
+        capsys.readouterr()
+        run(SOLUTION.search(after.source)[1] + check, namespace)
+        assert capsys.readouterr().out.splitlines()[-1].startswith("Right: ")
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("answer", [None, "", "?", 0, 0.0, -1, [], {}, (), object()], ids=repr)
+def test_a_wrong_answer_of_any_type_gets_one_kind_line(name, answer, capsys):
+    said = ("nothing",) if name == "check_misread" else ()
+    if (name, answer) in {("check_misread", "?"), ("check_pale", "?")}:
+        pytest.skip("any text will do there")
+    CHECKS[name](answer, *said)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Not yet: ")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_last_cell_runs_on_its_own(path, capsys):
+    cell, _ = code_cells(path)[-1]
+    assert len(cell.source.splitlines()) <= 25
+    run(cell.source, {})
+    assert capsys.readouterr().out == "".join(output.text for output in cell.outputs)
+
+
+def test_the_readme_shows_the_snippet_of_the_first_notebook():
+    cell, _ = code_cells(ROOT / "notebooks" / "01_setup.ipynb")[-1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert cell.source.replace('"images/', '"notebooks/images/') in readme
