@@ -62,9 +62,8 @@ def test_a_chart_is_described_by_its_own_numbers():
         _, answer = sample.turns[0]
         numbers = [float(value.replace(",", "")) for value in sample.truth["values"]]
         labels, values = sample.truth["labels"], sample.truth["values"]
-        assert (
-            f'"{sample.truth["title"]}" shows values in {sample.truth["unit"]} from {labels[0]} ({values[0]})' in answer
-        )
+        assert f'"{sample.truth["title"]}" shows values in {sample.truth["unit"]}: ' in answer
+        assert "; ".join(f"{label} {value}" for label, value in zip(labels, values)) in answer
         high = max(range(len(numbers)), key=numbers.__getitem__)
         assert f"The highest value is {values[high]} at {labels[high]}" in answer
         assert numbers.count(max(numbers)) == numbers.count(min(numbers)) == 1
@@ -98,6 +97,7 @@ def test_a_scene_is_counted_right():
         text = pictures.scene.description(things)
         for thing in things:
             assert f"{thing.name} at the {thing.place}" in text
+        assert text.endswith(f" In all: {pictures.scene.counted(things)}.")
         for question, answer in pictures.scene.small_questions(random.Random(i), things):
             if answer.startswith("There "):
                 asked = re.search(r"(?:many|the) ([a-z ]+?)s\b", question)[1]
@@ -121,7 +121,7 @@ def test_a_pair_names_every_difference_and_none_else():
             assert np.abs(first - second).max() > 40
         else:
             same += 1
-            assert sample.turns[0][1] == pictures.pair.NO_DIFFERENCE
+            assert sample.turns[0][1].endswith(pictures.pair.NO_DIFFERENCE)
     assert same > 3
     assert other > 10
 
@@ -170,7 +170,7 @@ def test_invented_numbers_and_differences_are_counted():
     wrong = scores.score(sample, truth.replace(number, "1" + number))
     assert wrong["missing"] == wrong["invented"] == truth.count(number)
     pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
-    said = pair.turns[0][1].replace("first", "third")
+    said = pair.turns[0][1].replace("in the second", "in the third").replace("has", "had")
     assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1
     assert scores.score(pair, pictures.pair.NO_DIFFERENCE)["invented"] == 0
 

@@ -136,15 +136,15 @@ def write_lines(file: Path, lines: list[dict]):
 
 def facts_of(sample: Sample) -> list[str]:
     """What a true answer to the first question has to contain, in whatever words."""
-    truth, (_, answer) = sample.truth, sample.turns[0]
+    truth, answer = sample.truth, sample.turns[0][1]
     if sample.kind == "cover":
         return [truth["title"], truth["author"]]
     if sample.kind == "chart":
-        return [truth["title"], *re.findall(r"(?<=\()[\d,.]+(?=\))|(?<=value is )[\d,.]*\d", answer)]
+        return [truth["title"], *truth["values"]]
     if sample.kind == "table":
         return sorted({cell for row in truth["cells"] for cell in row})
     if sample.kind == "scene":
-        return re.split(", | and ", answer.removeprefix("The picture shows ").split(":")[0])
+        return re.split(", | and ", answer.split("In all: ")[1].rstrip("."))
     words = [word for difference in truth["differences"] for word in re.findall(r"[\w.,]*\w", difference)]
     return [w for w in words if w in (*scene.SHAPES, *scene.COLORS) or w[0].isdigit()] or ["no difference"]
 

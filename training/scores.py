@@ -50,7 +50,7 @@ def score_table(sample: Sample, text: str) -> dict[str, float]:
 
 def score_pair(sample: Sample, text: str) -> dict[str, float]:
     """How many of the differences are `found`, how many are `missed`, and how many others are `invented`."""
-    _, _, listed = text.rstrip(".").partition(": ")
+    _, _, listed = text.rpartition(". There ")[2].rstrip(".").partition(": ")
     said = listed.split("; ") if listed else []
     truth = sample.truth["differences"]
     missed = _left_over(truth, said)

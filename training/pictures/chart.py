@@ -72,15 +72,19 @@ def content(rng: random.Random, split: str) -> Chart:
 
 
 def description(chart: Chart) -> str:
-    """The answer to "what does it show?": every number in it is written in the picture."""
+    """The answer to "what does it show?": first all values as they are written in the picture, then what follows."""
     labels, values, numbers = chart.labels, chart.values, chart.numbers
     high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     text = (
-        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit} from {labels[0]} ({values[0]}) to '
-        f"{labels[-1]} ({values[-1]}). The highest value is {values[high]} at {labels[high]}, the lowest value is "
-        f"{values[low]} at {labels[low]}."
+        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. The highest value is '
+        f"{values[high]} at {labels[high]}, the lowest value is {values[low]} at {labels[low]}."
     )
     return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
+
+
+def listed(chart: Chart) -> str:
+    """As in "Q1 830; Q2 1,932"."""
+    return "; ".join(f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
 
 
 def trend(numbers: list[float]) -> str:

@@ -17,13 +17,18 @@ NO_DIFFERENCE = "There is no difference between the two images."
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Two scenes or two charts."""
-    images, differences = (_scenes if rng.random() < 0.7 else _charts)(rng, split)
+    images, shown, differences = (_scenes if rng.random() < 0.7 else _charts)(rng, split)
     images = [effects.wear(rng, image) for image in images]
-    return Sample("pair", images, [(rng.choice(QUESTIONS), answer(differences))], {"differences": differences})
+    return Sample("pair", images, [(rng.choice(QUESTIONS), answer(shown, differences))], {"differences": differences})
 
 
-def answer(differences: list[str]) -> str:
-    """All differences in one sentence each."""
+def answer(shown: list[str], differences: list[str]) -> str:
+    """What the two pictures show, then all differences: what is written first helps to compare."""
+    first, second = shown
+    return f"The first image shows {first}. The second image shows {second}. {_compared(differences)}"
+
+
+def _compared(differences: list[str]) -> str:
     if not differences:
         return NO_DIFFERENCE
     count = (
@@ -55,7 +60,8 @@ def _scenes(rng, split):
         second[cell] = new
     seed = rng.random()
     things = [second[cell] for cell in sorted(second)]
-    return [scene.paint(random.Random(seed), part)[0] for part in (first, things)], differences
+    images = [scene.paint(random.Random(seed), part)[0] for part in (first, things)]
+    return images, [scene.listed(first), scene.listed(things)], differences
 
 
 def _charts(rng, split):
@@ -67,7 +73,8 @@ def _charts(rng, split):
         differences.append(f"{first.labels[i]} is {first.values[i]} in the first image and {values[i]} in the second")
     seed = rng.random()
     second = replace(first, values=values)
-    return [chart.chart_by_hand.draw(random.Random(seed), split, part)[0] for part in (first, second)], differences
+    images = [chart.chart_by_hand.draw(random.Random(seed), split, part)[0] for part in (first, second)]
+    return images, [chart.listed(first), chart.listed(second)], differences
 
 
 def _changed(rng, value: str) -> str:

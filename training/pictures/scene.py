@@ -84,10 +84,14 @@ def counted(things: list[Thing]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def listed(things: list[Thing]) -> str:
+    """As in "a red circle at the top left, an orange heart at the center"."""
+    return ", ".join(f"{thing.a_name} at the {thing.place}" for thing in things)
+
+
 def description(things: list[Thing]) -> str:
-    """The counts, then each thing with its place."""
-    places = ", ".join(f"{thing.name} at the {thing.place}" for thing in things)
-    return f"The picture shows {counted(things)}: {places}."
+    """Each thing with its place, then the counts: what is written first helps to count."""
+    return f"The picture shows {listed(things)}. In all: {counted(things)}."
 
 
 def small_questions(rng: random.Random, things: list[Thing]) -> list[tuple[str, str]]:
