@@ -1,5 +1,7 @@
 """A box in a notebook: upload pictures, ask about them, watch the answer, stop it."""
 
+import base64
+import html
 import threading
 
 from .display import _encode, _facts, _side_by_side
@@ -7,7 +9,7 @@ from .generation import stream
 from .images import ImageLoadError, load_image
 from .prompts import format_prompt
 
-PREVIEW_WIDTH = 480
+PREVIEW = (480, 240)  # at most so many pixels wide and high
 QUESTION = "Describe this picture."
 EXAMPLES = (
     QUESTION,
@@ -44,7 +46,7 @@ class _Asker:
     """The box's parts and what they do.
 
     Jupyter hands clicks to the kernel only while no cell runs, so a thread writes the answer and looks at
-    `stopping` before each piece. All texts are shown by Textarea, which never takes them for markup.
+    `stopping` before each piece. Texts are shown by Textarea, which never takes them for markup.
     """
 
     def __init__(self, model, processor, max_new_tokens: int):
@@ -58,16 +60,18 @@ class _Asker:
         def text(description, value, rows, disabled=True):
             return ipywidgets.Textarea(value, description=description, rows=rows, disabled=disabled, layout=wide)
 
-        self.upload = ipywidgets.FileUpload(accept=".png,.jpg,.jpeg,.webp", multiple=True, layout={"width": "auto"})
-        self.upload.description, self.upload.tooltip = "Upload pictures", "PNG, JPEG or WebP, 10 MB together"
-        self.preview = ipywidgets.Image(tooltip="The uploaded pictures", layout={"display": "none"})
+        self.upload = ipywidgets.FileUpload(
+            accept=".png,.jpg,.jpeg,.webp", multiple=True, description="Upload pictures"
+        )
+        self.upload.layout.width, self.upload.layout.align_self = "auto", "flex-start"
+        self.preview = ipywidgets.HTML(description="Preview", layout={"display": "none"})  # an Image has no alt text
         self.facts = text("Pictures", "none yet", 1)
         self.examples = ipywidgets.Dropdown(options=EXAMPLES, description="Examples", layout=wide)
         self.question = text("Question", QUESTION, 2, disabled=False)
         self.ask = ipywidgets.Button(description="Ask", button_style="primary")
         self.stop = ipywidgets.Button(description="Stop", disabled=True)
-        self.text = text("Answer", "", 5)
-        self.status = text("Status", "Upload a picture, then ask.", 2)
+        self.text = text("Answer", "", 5, disabled=False)  # some browsers copy nothing out of a disabled one
+        self.status = text("Status", "Upload pictures (10 MB together at most), then ask.", 2)
 
         self.upload.observe(self._take_pictures, "value")
         self.examples.observe(lambda change: self.question.set_trait("value", change["new"]), "value")
@@ -96,8 +100,11 @@ class _Asker:
             facts.append(f"{file['name']}: {_facts(picture, picture, self.processor)}")
         if not pictures:
             return
-        kind, self.preview.value = _encode(_side_by_side(pictures, PREVIEW_WIDTH))
-        self.preview.format = kind.removeprefix("image/")
+        preview = _side_by_side(pictures, PREVIEW[0])
+        preview.thumbnail(PREVIEW)
+        kind, data = _encode(preview)
+        alt = html.escape(", ".join(file["name"] for file in change["new"]))
+        self.preview.value = f'<img alt="{alt}" src="data:{kind};base64,{base64.b64encode(data).decode()}">'
         self.preview.layout.display = ""
         self.facts.value, self.facts.rows = "\n".join(facts), len(facts)
         self.pictures = pictures
@@ -117,13 +124,14 @@ class _Asker:
         self.thread.start()
 
     def _write(self, question: str, pictures: list) -> None:
-        pieces = None
+        pieces, said = None, ""
         try:
             # Always formatted here: typed text that looks like a whole prompt must stay a question.
             prompt = format_prompt(question, len(pictures))
             pieces = stream(self.model, self.processor, prompt, pictures, max_new_tokens=self.max_new_tokens)
             while not self.stopping.is_set():
-                self.text.value += next(pieces)
+                said += next(pieces)
+                self.text.value = said
             self.status.value = "Stopped."
         except StopIteration as end:
             self.answer = end.value

@@ -1,11 +1,13 @@
 import ast
+import base64
 import io
 import threading
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from ipywidgets import HTML, HTMLMath, Image, Label
+from ipywidgets import HTML, Box, HTMLMath, Label
 from PIL import Image as Pictures
 
 import helpers
@@ -39,6 +41,15 @@ def finish(box) -> None:
     box.asker.thread.join(SECONDS)
     assert not box.asker.thread.is_alive()
     assert box.asker.thread not in threading.enumerate()
+
+
+def tags(markup: str) -> list:
+    """The tags of a piece of HTML with their attributes, as a browser reads them."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(markup)
+    return found
 
 
 def everything(widget):
@@ -158,16 +169,19 @@ def test_it_starts_empty_and_ready(tiny):
     assert not box.asker.ask.disabled
     assert box.asker.stop.disabled
     assert box.asker.upload.multiple
+    assert box.asker.preview.layout.display == "none"
     assert box.asker.thread is None
 
 
 def test_the_preview_and_its_facts(tiny, box):
-    preview = Pictures.open(io.BytesIO(box.asker.preview.value))
-    assert preview.size == (60, 40)
+    ((tag, attributes),) = tags(box.asker.preview.value)
+    assert (tag, attributes["alt"]) == ("img", "red.png")
+    assert Pictures.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))).size == (60, 40)
     assert box.asker.preview.layout.display != "none"
     tokens = tiny[1].image_processor.get_num_image_tokens(336, 336)
     assert box.asker.facts.value == f"red.png: 60 x 40 pixels, RGB, 1 x 1 tiles, {tokens} tokens"
-    upload(box, red=png(), blue=png(50, 70))
+    upload(box, red=png(600, 900), blue=png(50, 700))
+    assert 'alt="red.png, blue.png"' in box.asker.preview.value
     assert [line.split(":")[0] for line in box.asker.facts.value.splitlines()] == ["red.png", "blue.png"]
     assert box.asker.facts.rows == 2
 
@@ -283,22 +297,24 @@ def test_a_broken_upload_keeps_the_pictures_from_before(box):
 
 @pytest.mark.parametrize("written", [{"pieces": ["<img src=x ", "onerror=alert(1)>", " $x$"]}], indirect=True)
 def test_nothing_becomes_markup(box, written):
-    upload(box, **{"<b>bold</b>": png()})
+    name = """<b>bold</b> '" onerror="alert(1)"""
+    upload(box, **{name: png()})
     box.asker.ask.click()
     written.release(3)
     finish(box)
     assert box.asker.text.value == "<img src=x onerror=alert(1)> $x$"
-    # The first two take markup, Label takes mathematics; a Textarea takes neither.
-    assert not any(isinstance(widget, (HTML, HTMLMath, Label)) for widget in everything(box))
+    assert box.asker.facts.value.startswith(name)
+    ((tag, attributes),) = tags(box.asker.preview.value)
+    assert (tag, set(attributes), attributes["alt"]) == ("img", {"alt", "src"}, f"{name}.png")
+    # These take markup or mathematics; Textarea takes neither.
+    risky = [widget for widget in everything(box) if isinstance(widget, (HTML, HTMLMath, Label))]
+    assert risky == [box.asker.preview]
 
 
 def test_every_part_has_a_name(box):
     for widget in everything(box):
-        if hasattr(widget, "description"):
-            assert widget.description
-            assert not getattr(widget, "description_allow_html", False)
-        if isinstance(widget, Image):
-            assert widget.tooltip
+        assert isinstance(widget, Box) or widget.description
+        assert not getattr(widget, "description_allow_html", False)
 
 
 def test_a_stored_notebook_has_words_in_its_place(box):

@@ -18,7 +18,7 @@ from helpers.prompts import format_prompt
 
 from . import recipe, tokenizer
 from .loop import RANK, WORLD, Run, fastest_attention, optimizers, start, stream_of_batches
-from .pictures import draw
+from .pictures import KINDS, draw
 from .pictures.sample import Sample
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
@@ -103,11 +103,11 @@ class Collate:
 class Drawing:
     """Sample number `index` of the training mix, in which each step of `step` pictures is of one kind."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, kinds: tuple[str, ...], step: int):
+        self.kinds, self.step = kinds, step
 
     def __call__(self, split: str, index: int) -> Sample:
-        return draw(MIX[index // self.step % len(MIX)], split, index)
+        return draw(self.kinds[index // self.step % len(self.kinds)], split, index)
 
 
 def loss_and_accuracy(model, batch, device) -> tuple[torch.Tensor, float]:
@@ -141,6 +141,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
+    parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument(
         "--compile", action="store_true", help="compile the layers: a quarter faster, needs a C++ compiler"
@@ -168,8 +169,8 @@ def main():
         optimizers(model, lambda name: args.lr * (0.5 if "vision_model" in name else 1.0)),
         args.pictures,
     )
-    collate, drawing = Collate(processor), Drawing(args.batch * WORLD)
-    held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(MIX))}
+    collate, drawing = Collate(processor), Drawing(args.kinds, args.batch * WORLD)
+    held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
         model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
         loss, whole = loss_and_accuracy(model, batch, device)
