@@ -10,10 +10,10 @@ from .images import ImageLoadError, load_image
 from .prompts import format_prompt
 
 PREVIEW = (480, 240)  # at most so many pixels wide and high
-QUESTION = "Describe this picture."
+QUESTION = "Help me get the title and author information of this book?"
 EXAMPLES = (
     QUESTION,
-    "Help me get the title and author information of this book?",
+    "Describe this picture.",
     "What does the text say?",
     "What does this chart show?",
     "Convert this table to Markdown.",

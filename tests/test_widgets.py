@@ -165,7 +165,7 @@ def test_import_helpers_leaves_ipywidgets_alone():
 
 def test_it_starts_empty_and_ready(tiny):
     box = ask_about_your_pictures(*tiny)
-    assert box.asker.question.value == "Describe this picture."
+    assert box.asker.question.value == widgets.QUESTION
     assert not box.asker.ask.disabled
     assert box.asker.stop.disabled
     assert box.asker.upload.multiple
@@ -205,7 +205,7 @@ def test_pieces_come_one_by_one(box, written):
     written.release(3)
     finish(box)
     assert texts == ["one ", "one two ", "one two three"]
-    assert written.asked == [(helpers.format_prompt("Describe this picture.", 1), box.asker.pictures, 5)]
+    assert written.asked == [(helpers.format_prompt(widgets.QUESTION, 1), box.asker.pictures, 5)]
     assert box.asker.status.value == "0 image + 0 text tokens in, 3 out, 1.0 s (3.0 tokens/s)"
 
 

@@ -52,7 +52,9 @@ def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="pictures a kind and split")
-    parser.add_argument("--kinds", nargs="+", default=sorted(set(MIX)), choices=KINDS, help="by default all it learned")
+    parser.add_argument(
+        "--kinds", nargs="+", default=sorted(set(MIX)), choices=KINDS, help="by default all that `train` mixes"
+    )
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()

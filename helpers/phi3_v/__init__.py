@@ -1,8 +1,7 @@
 """Phi-3-Vision and Phi-3.5-Vision for transformers, without remote code.
 
 Importing this package registers its classes with the Auto classes, which then find them by `model_type:
-phi3_v`. Registered classes win over the code that a
-checkpoint's `auto_map` names, which is never run.
+phi3_v`. Registered classes win over the code that a checkpoint's `auto_map` names, which is never run.
 """
 
 import sys
