@@ -33,6 +33,12 @@ def fastest_attention(device: torch.device) -> str:
     return "sdpa" if device.type == "cuda" else "eager"
 
 
+def compile_layers(layers):
+    """Compiles each layer for inputs of any length. Faster after a minute or so; needs a C++ compiler."""
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 def average_gradients(parameters: list[nn.Parameter]):
     """The mean over all processes, in one exchange."""
     flat = torch.cat([p.grad.flatten() for p in parameters])

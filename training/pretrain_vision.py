@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from helpers.phi3_v import Phi3VImageProcessor
 
-from .loop import Run, fastest_attention, optimizers, start, stream_of_batches
+from .loop import Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import draw, page
 from .pictures.sample import CHARACTERS, SHAPES
 from .recipe import NUM_CROPS, PATCH, TILE, VISION
@@ -164,9 +164,7 @@ def main():
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--out", default="runs/vision", help="folder of the checkpoint and the log; resumed if there")
     parser.add_argument("--from", dest="start", help="state.pt of a run with smaller tiles to begin with")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the layers: a quarter faster, needs a C++ compiler"
-    )
+    parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
     args = parser.parse_args()
 
     device = start()
@@ -175,8 +173,7 @@ def main():
     if args.start:
         reader.load_state_dict(with_larger_tiles(torch.load(args.start, weights_only=True)["model"]))
     if args.compile:
-        for layer in reader.vision_tower.encoder.layers:
-            layer.compile(dynamic=True)
+        compile_layers(reader.vision_tower.encoder.layers)
     run = Run(args.out, reader, optimizers(reader, lambda name: args.lr), args.pictures)
     held_out = [collate([picture(split, i) for i in range(12)]) for split in ("heldout", "heldout_fonts")]
     for batch in run.steps(stream_of_batches(picture, collate, args.batch, args.workers, run.seen), args.batch):

@@ -17,7 +17,7 @@ from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, P
 from helpers.prompts import format_prompt
 
 from . import recipe, tokenizer
-from .loop import RANK, WORLD, Run, fastest_attention, optimizers, start, stream_of_batches
+from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import KINDS, draw
 from .pictures.sample import Sample
 
@@ -143,9 +143,7 @@ def main():
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the layers: a quarter faster, needs a C++ compiler"
-    )
+    parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
     parser.add_argument("--vision", help="state.pt of stage 1: the vision tower to begin with")
     parser.add_argument("--from", dest="start", help="checkpoint to begin with, but for the tower if --vision is given")
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
@@ -161,8 +159,7 @@ def main():
     if args.vision:
         model = with_tower(model, args.vision)
     if args.compile:
-        for layer in (*model.model.layers, *model.vision_tower.encoder.layers):
-            layer.compile(dynamic=True)
+        compile_layers((*model.model.layers, *model.vision_tower.encoder.layers))
     run = Run(
         args.out,
         model,
