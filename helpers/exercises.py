@@ -4,6 +4,9 @@ No check looks up a prepared answer of the model: it compares what you pass with
 what can be calculated.
 """
 
+from collections import Counter
+from collections.abc import Mapping
+
 from PIL import Image
 
 
@@ -39,6 +42,26 @@ def check_four_bit(answer) -> None:
     _verdict(_near(answer, 2.07, 0.05), "half a byte each.", "4,146,621,440 weights times half a byte, in 10^9 bytes.")
 
 
+# 02_image_analysis
+
+
+def check_growth(answer) -> None:
+    """Revenue of FY2024 over that of FY2023."""
+    hint = "divide the value of FY2024 by that of FY2023; without their commas they are numbers."
+    _verdict(_near(answer, 47_525 / 15_005, 0.05), "a little more than three times.", hint)
+
+
+def check_wide_tokens(answer) -> None:
+    """Tokens of a picture twice as wide as high at num_crops=4 with tiles of 224 pixels."""
+    hint = "how many tiles stand side by side, how many above each other? The picture fills 448 x 224 pixels."
+    _verdict(answer == 209, "2 x 1 tiles need fewer rows, and fewer tokens, than 2 x 2.", hint)
+
+
+def check_sunniest_month(answer) -> None:
+    """The highest point of the sunshine chart."""
+    _verdict(_text(answer) == "May", "203 hours.", "look for the highest point and write the label below it.")
+
+
 # 03_ocr
 
 
@@ -60,6 +83,96 @@ def check_last_name(answer) -> None:
     """The last word of the author's name, taken out of an answer."""
     hint = "split the author at the spaces and take the last part."
     _verdict(_text(answer) == "Maxwell", "the last of the words.", hint)
+
+
+# 04_multi_image_comparison
+
+
+def check_new_shape(answer) -> None:
+    """What the third scene has and the second has not."""
+    hint = "compare the bottom rows of the two pictures."
+    _verdict(_text(answer).lower() == "black square", "it stands at the bottom center.", hint)
+
+
+def check_two_tags(answer) -> None:
+    """A prompt that shows the second of two passed pictures first."""
+    first, second = _text(answer).find("<|image_2|>"), _text(answer).find("<|image_1|>")
+    hint = "the tags count the pictures that you pass, and the one to be shown first stands first."
+    _verdict(0 <= first < second and "<|image_3|>" not in answer, "the tags pick, the order shows.", hint)
+
+
+def check_most_pictures(answer) -> None:
+    """Pictures of 2,509 tokens in 131,072 positions, 1,000 of them kept."""
+    _verdict(
+        answer == 51, "and the cache for them would take 50 GB.", "subtract what is kept, then divide and round down."
+    )
+
+
+# 05_tables
+
+
+def check_lemons(answer) -> None:
+    """Price times stock."""
+    _verdict(_near(answer, 2.15 * 208, 0.01), "447.20 dollars.", "multiply the two numbers in the last row.")
+
+
+def check_price_schema(answer) -> None:
+    """A JSON schema that takes prices and nothing else."""
+    from jsonschema import Draft202012Validator
+
+    hint = '{"type": "string", "pattern": ...}; the pattern needs ^ and $, and \\$ for the dollar sign.'
+    if not isinstance(answer, Mapping) or not answer:
+        print("Not yet:", hint)
+        return
+    takes = Draft202012Validator(answer).is_valid
+    right = takes("$2.15") and takes("$10.00") and not any(map(takes, ("2.15", "$2.1", "$2,15", "about $2.15", 2.15)))
+    _verdict(right, "prices pass, everything else is refused.", hint)
+
+
+def check_cells(answer) -> None:
+    """The cells of one Markdown row."""
+    hint = "strip the bars at both ends, split at the others, strip the spaces."
+    _verdict(answer == ["Lemon", "$2.15", "208", "Spain"], "four cells, no spaces around them.", hint)
+
+
+# 06_objects
+
+
+def check_corners(answer) -> None:
+    """Corners of a star and a triangle."""
+    _verdict(answer in (8, 13), "points alone make 8, all corners 13.", "count the points of the star.")
+
+
+def check_pale_discs(answer) -> None:
+    """The answer about seven pale discs."""
+    hint = "draw seven discs in (230, 230, 230) and ask how many circles there are."
+    _verdict("circle" in _text(answer), "was it seven? Whatever it was, you counted too.", hint)
+
+
+def check_counter(answer) -> None:
+    """A counter of names."""
+    _verdict(answer == Counter({"red circle": 2}), "two of one name.", "Counter takes the names, one for each thing.")
+
+
+# 07_scores
+
+
+def check_error_rate(answer) -> None:
+    """One wrong character in 27."""
+    hint = "one character differs; divide by the length of the truth."
+    _verdict(_near(answer, 1 / 27, 0.001), "one wrong digit in 27 characters.", hint)
+
+
+def check_chance(answer) -> None:
+    """Which differences are more than chance."""
+    hint = "the spread of a count is about the square root of n * p * (1 - p); compare it with the difference."
+    _verdict(answer == (True, False), "ten in a hundred is two spreads, one in six is less than one.", hint)
+
+
+def check_fair_score(answer) -> None:
+    """The score that does not depend on wording."""
+    hint = "which of them asks what is said and not how?"
+    _verdict(_text(answer).lower() == "facts", "the official weights say the same in other words.", hint)
 
 
 # 08_your_picture

@@ -135,7 +135,7 @@ def stream(
         cuda.empty_cache()
     raise RuntimeError(
         "Out of memory. Load the model with a smaller num_crops (fewer image tokens) or with "
-        'quantization="int4", or ask with fewer pictures or a smaller max_new_tokens.'
+        'quantization="int4" (on a CPU "int8"), or ask with fewer pictures or a smaller max_new_tokens.'
     )
 
 

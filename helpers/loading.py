@@ -51,7 +51,8 @@ def load_model_and_processor(
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
         dtype: a torch.dtype; by default what `choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
-        quantization: None, "int8" or "int4" (bitsandbytes, CUDA only), or a transformers quantization config.
+        quantization: None, "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA
+            only), or a transformers quantization config.
         num_crops: at most so many tiles a picture; fewer tiles cost fewer tokens and less memory.
         local_files_only: never ask the hub.
 
@@ -82,8 +83,9 @@ def load_model_and_processor(
     from .phi3_v.modeling_phi3_v import Phi3VForCausalLM
     from .phi3_v.processing_phi3_v import Phi3VProcessor
 
-    # bitsandbytes places the weights itself while it packs them.
-    placement = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+    placement = {"quantization_config": quantization} if quantization else {}
+    if quantization and device.type != "cpu":
+        placement["device_map"] = {"": device}  # bitsandbytes places the weights itself while it packs them
     with _quiet(parameters < SMALL), _explained(folder):
         processor = Phi3VProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = Phi3VForCausalLM.from_pretrained(
@@ -291,13 +293,17 @@ def _quantization_config(quantization, device, dtype):
         return quantization
     if quantization not in ("int8", "int4"):
         raise ValueError(f'quantization is {quantization!r}; pass "int8", "int4" or None.')
+    if quantization == "int8" and device.type == "cpu":
+        from .int8 import Int8Config
+
+        return Int8Config()
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
     if device.type != "cuda" or missing:
         cuda = device.type == "cuda"
         lacks = f"{' and '.join(missing)} missing" if cuda else f"the device is {device.type}"
         raise RuntimeError(
             f'quantization="{quantization}" needs a CUDA GPU and `pip install bitsandbytes accelerate`; here '
-            f"{lacks}. Leave quantization out otherwise."
+            f'{lacks}. Leave quantization out otherwise, or on a CPU pass quantization="int8".'
         )
     from transformers import BitsAndBytesConfig
 
@@ -308,14 +314,15 @@ def _quantization_config(quantization, device, dtype):
 
 def _check_memory(parameters: int, device, dtype, quantization) -> None:
     """Refuse a model that cannot fit before minutes go into reading it."""
-    if quantization:
+    if quantization and device.type != "cpu":
         return  # how much is left of the weights depends on the method
-    needed, free = parameters * dtype.itemsize, available_memory(device)
+    needed, free = parameters * (1 if quantization else dtype.itemsize), available_memory(device)
     if needed > free:
+        form = "int8" if quantization else str(dtype).removeprefix("torch.")
         raise RuntimeError(
-            f"The weights take {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but "
-            f"{device.type} has {free / 1e9:.1f} GB free. Close other programs, or pass dtype=torch.bfloat16 "
-            '(half of float32), or on CUDA quantization="int4" (a quarter of bfloat16).'
+            f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free. Close "
+            'other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), or '
+            'on CUDA quantization="int4" (an eighth).'
         )
 
 

@@ -72,10 +72,10 @@ def test_impossible_settings(folder, settings, message):
         load_model_and_processor(folder, device="cpu", **settings)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_quantization_needs_cuda(folder, quantization):
+@pytest.mark.parametrize(("device", "quantization"), [("cpu", "int4"), ("mps", "int8")])
+def test_quantization_needs_cuda(folder, device, quantization):
     with pytest.raises(RuntimeError, match=r"needs a CUDA GPU and `pip install bitsandbytes accelerate`"):
-        load_model_and_processor(folder, device="cpu", quantization=quantization)
+        load_model_and_processor(folder, device=device, quantization=quantization)
 
 
 # Which checkpoint
@@ -265,6 +265,7 @@ def test_too_little_memory(folder, monkeypatch):
     with pytest.raises(RuntimeError, match=r"float32, but cpu has 0\.0 GB free.*bfloat16"):
         load_model_and_processor(folder, device="cpu")
     load_model_and_processor(folder, device="cpu", dtype=torch.bfloat16)  # 2 MB fit
+    load_model_and_processor(folder, device="cpu", quantization="int8")  # 1 MB
 
 
 def test_parameters_are_counted_over_shards(folder):

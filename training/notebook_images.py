@@ -1,16 +1,55 @@
-"""Draws the pictures that the notebooks and the README show.
+"""Draws the pictures that the notebooks and the README show, and writes down what is true of them.
 
 python -m training.notebook_images
 """
 
+import json
+import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from .pictures import fonts
+from .pictures import chart, chart_by_hand, draw, fonts, scene, table
 from .pictures.canvas import Canvas
+from .pictures.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks" / "images"
+#: Kinds and number of the pictures that `07_scores` asks about; none of them was trained on.
+SCORED, EACH = ("cover", "chart", "table", "scene", "pair"), 6
+
+#: NVIDIA's data centre revenue by fiscal year, in million dollars, as its annual reports state it.
+REVENUE = chart.Chart(
+    form="lying",
+    title="Data Center Revenue",
+    unit="million dollars",
+    labels=[f"FY{year}" for year in range(2017, 2025)],
+    values=["830", "1,932", "2,932", "2,983", "6,696", "10,613", "15,005", "47,525"],
+    ordered=True,
+)
+SUNSHINE = chart.Chart(
+    "line",
+    "Sunshine",
+    "hours",
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun"],
+    ["52", "78", "121", "166", "203", "194"],
+    True,
+)
+PRICES = [
+    ["Fruit", "Price", "Stock", "Origin"],
+    ["Apple", "$1.20", "340", "Poland"],
+    ["Banana", "$0.85", "512", "Ecuador"],
+    ["Cherry", "$6.40", "96", "Turkey"],
+    ["Lemon", "$2.15", "208", "Spain"],
+]
+SHAPES = [
+    scene.Thing("star", "yellow", 0, 0),
+    scene.Thing("circle", "red", 0, 2),
+    scene.Thing("heart", "blue", 1, 1),
+    scene.Thing("circle", "red", 2, 0),
+    scene.Thing("triangle", "green", 2, 2),
+]
 
 
 def book_cover() -> Image.Image:
@@ -50,14 +89,89 @@ def _centered(canvas: Canvas, text: str, baseline: int, font, fill, spacing: int
     canvas.text(x, baseline, text, font, fill, spacing)
 
 
-PICTURES = {"book_cover.png": book_cover, "hard_cover.png": hard_cover}
+def bars(seed: int, content: chart.Chart) -> Image.Image:
+    """A chart in the style that `seed` stands for."""
+    return chart_by_hand.draw(random.Random(seed), "train", content)[0]
+
+
+def shapes(things: list[scene.Thing]) -> Image.Image:
+    """A scene; things that two scenes share look the same in both."""
+    return scene.paint(random.Random(5), things, (600, 450))[0]
+
+
+#: What the second and the third scene change: the heart turns pink; the star goes too, and a square comes.
+SECOND = [replace(thing, color="pink") if thing.shape == "heart" else thing for thing in SHAPES]
+THIRD = [*SECOND[1:4], scene.Thing("square", "black", 2, 1), SECOND[4]]
+FORGED = replace(REVENUE, values=[value.replace("6,696", "6,996") for value in REVENUE.values])
+
+#: File name, how it is drawn, alt text, and the facts.
+PICTURES = {
+    "book_cover.png": (book_cover, "Dark book cover: ALONE, by Morgan Maxwell, hills and a pale moon",
+        {"title": "ALONE", "author": "Morgan Maxwell"}),
+    "hard_cover.png": (hard_cover, "Striped cover, script letters set askew: Whispers of the Tide, by Ana Belmonte",
+        {"title": "Whispers of the Tide", "author": "Ana Belmonte"}),
+    "revenue_chart.png": (lambda: bars(7, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024", vars(REVENUE)),
+    "revenue_forged.png": (lambda: bars(7, FORGED), "The same bar chart with one number changed", vars(FORGED)),
+    "sunshine_chart.png": (lambda: bars(3, SUNSHINE), "Line chart: Sunshine in hours, January to June", vars(SUNSHINE)),
+    "price_table.png": (lambda: table.paint(random.Random(1), "train", PRICES)[0], "Table: prices of four fruits",
+        {"cells": PRICES}),
+    "shapes.png": (lambda: shapes(SHAPES), "Five coloured shapes", {"description": scene.description(SHAPES)}),
+    "shapes_second.png": (lambda: shapes(SECOND), "The same five shapes, one in another colour",
+        {"description": scene.description(SECOND)}),
+    "shapes_third.png": (lambda: shapes(THIRD), "Five shapes, two of them others",
+        {"description": scene.description(THIRD)}),
+}  # fmt: skip
+
+
+def save(image: Image.Image, file: Path):
+    """A small PNG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.quantize(128).save(file, optimize=True)
+
+
+def write_lines(file: Path, lines: list[dict]):
+    """A `metadata.jsonl` as `datasets` reads it beside pictures."""
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def facts_of(sample: Sample) -> list[str]:
+    """What a true answer to the first question has to contain, in whatever words."""
+    truth, answer = sample.truth, sample.turns[0][1]
+    if sample.kind == "cover":
+        return [truth["title"], truth["author"]]
+    if sample.kind == "chart":
+        return [truth["title"], *truth["values"]]
+    if sample.kind == "table":
+        return sorted({cell for row in truth["cells"] for cell in row})
+    if sample.kind == "scene":
+        return re.split(", | and ", answer.split("In all: ")[1].rstrip("."))
+    words = [word for difference in truth["differences"] for word in re.findall(r"[\w.,]*\w", difference)]
+    return [w for w in words if w in (*scene.SHAPES, *scene.COLORS) or w[0].isdigit()] or ["no difference"]
+
+
+def scored_pictures(folder: Path):
+    """The pictures, questions and true answers of `07_scores`."""
+    lines = []
+    for kind in SCORED:
+        for i in range(EACH):
+            sample = draw(kind, "heldout", i)
+            names = [f"{kind}_{i}{letter}.png" for letter in "ab"[: len(sample.images)]]
+            for name, image in zip(names, sample.images):
+                save(image, folder / name)
+            question, truth = sample.turns[0]
+            line = {"pictures_file_names": names, "kind": kind, "question": question, "truth": truth}
+            lines.append({**line, "facts": list(dict.fromkeys(facts_of(sample)))})
+    write_lines(folder / "metadata.jsonl", lines)
 
 
 def main():
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, draw in PICTURES.items():
-        draw().quantize(128).save(FOLDER / name, optimize=True)
-        print(FOLDER.name + "/" + name)
+    lines = []
+    for name, (make, alt, truth) in PICTURES.items():
+        save(make(), FOLDER / name)
+        lines.append({"file_name": name, "alt": alt, "truth": truth})
+    write_lines(FOLDER / "metadata.jsonl", lines)
+    scored_pictures(FOLDER / "scores")
+    print(f"{len(lines)} pictures and {len(SCORED) * EACH} to score in {FOLDER.parent.name}/{FOLDER.name}")
 
 
 if __name__ == "__main__":

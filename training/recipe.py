@@ -18,11 +18,11 @@ VISION = {
 }
 
 DECODER = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "hidden_size": 288,
+    "intermediate_size": 768,
     "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
     "max_position_embeddings": 131072,
     "original_max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,

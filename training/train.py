@@ -17,6 +17,7 @@ from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, P
 from helpers.prompts import format_prompt
 
 from . import recipe, tokenizer
+from .grow import grown
 from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import KINDS, draw
 from .pictures.sample import Sample
@@ -24,8 +25,8 @@ from .pictures.sample import Sample
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 #: Kinds of pictures in the order of the steps, over and over: a batch of one kind needs less padding than a mixed one.
 MIX = (
-    "cover", "page", "chart", "scene", "cover", "table", "pair", "cover", "chart", "several", "table", "page", "scene",
-    "mismatch",
+    "cover", "table", "scene", "chart", "cover", "pair", "page", "cover", "table", "chart", "several", "cover", "scene",
+    "table", "pair", "cover", "chart", "mismatch",
 )  # fmt: skip
 
 
@@ -145,7 +146,11 @@ def main():
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
     parser.add_argument("--vision", help="state.pt of stage 1: the vision tower to begin with")
-    parser.add_argument("--from", dest="start", help="checkpoint to begin with, but for the tower if --vision is given")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        help="checkpoint to begin with, as wide or narrower, but for the tower if --vision is given",
+    )
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where the result goes")
     args = parser.parse_args()
@@ -155,7 +160,7 @@ def main():
     model = Phi3VForCausalLM(build_config(processor)).to(device)
     model.set_attn_implementation(fastest_attention(device))
     if args.start:
-        model.load_state_dict(weights_of(args.start, tower=not args.vision), strict=False)
+        model.load_state_dict(grown(weights_of(args.start, tower=not args.vision), model.state_dict()), strict=False)
     if args.vision:
         model = with_tower(model, args.vision)
     if args.compile:

@@ -54,11 +54,11 @@ def draw(rng: random.Random, split: str) -> Sample:
     return Sample("chart", [effects.wear(rng, image)], turns, {**vars(chart)}, [characters])
 
 
-def content(rng: random.Random, split: str) -> Chart:
+def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     """Random words and numbers, with one highest and one lowest value."""
     form = rng.choice(("bar", "bar", "lying", "line"))
     ordered = form == "line" or rng.random() < 0.5
-    count = rng.randint(3, 8 if ordered else 6)
+    count = rng.randint(3, most if ordered else min(most, 6))
     labels = _times(rng, count) if ordered else _things(rng, split, count)
     while True:
         values = _values(rng, count)
@@ -66,7 +66,7 @@ def content(rng: random.Random, split: str) -> Chart:
         if numbers[0] < numbers[1] and numbers[-2] < numbers[-1]:
             break
     unit = rng.choice([unit for unit in UNITS if unit != "percent" or numbers[-1] <= 100])
-    title = " ".join(words.word(rng, split) for _ in range(rng.randint(1, 3)))
+    title = " ".join(words.word(rng, split) for _ in range(rng.randint(1, 2)))
     title = rng.choice((title.title(), title.capitalize(), title.upper()))
     return Chart(form, title, unit, labels, values, ordered)
 

@@ -28,7 +28,7 @@ def draw(rng: random.Random, split: str, chart):
     x = {"left": 0.04, "center": 0.5}[align] * width
     title_size = fitting([chart.title], rng.uniform(18, 26) * scale, 0.92 * width)
     write(chart.title, x, 1.15 * title_size, title_size, align)
-    unit_size = min(rng.uniform(13, 16) * scale, title_size)
+    unit_size = min(rng.uniform(14, 17) * scale, title_size)
     write(f"in {chart.unit}", x, 1.15 * title_size + 1.4 * unit_size, unit_size, align)
     top = 1.15 * title_size + 2.2 * unit_size
     tint = colors.readable_on(rng, background, ratio=1.6)
@@ -40,7 +40,7 @@ def draw(rng: random.Random, split: str, chart):
 def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = 0.94 * width / len(chart.labels)
-    size = fitting([*chart.labels, *chart.values], rng.uniform(13, 17) * scale, 0.92 * step)
+    size = fitting([*chart.labels, *chart.values], rng.uniform(15, 19) * scale, 0.94 * step)
     bottom, top = height - 1.9 * size, top + 1.4 * size
     if rng.random() < 0.4:
         for i in range(4):
@@ -66,7 +66,7 @@ def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
 def _lying(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = (height - top - 6 * scale) / len(chart.labels)
-    size = min(fitting(chart.labels, rng.uniform(14, 19) * scale, 0.24 * width), 0.8 * step)
+    size = min(fitting(chart.labels, rng.uniform(16, 21) * scale, 0.24 * width), 0.8 * step)
     room = 0.5 * width
     for i, (label, value, number) in enumerate(zip(chart.labels, chart.values, chart.numbers, strict=True)):
         y = top + (i + 0.5) * step

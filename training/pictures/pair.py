@@ -17,7 +17,7 @@ NO_DIFFERENCE = "There is no difference between the two images."
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Two scenes or two charts."""
-    images, shown, differences = (_scenes if rng.random() < 0.7 else _charts)(rng, split)
+    images, shown, differences = (_scenes if rng.random() < 0.8 else _charts)(rng, split)
     images = [effects.wear(rng, image) for image in images]
     return Sample("pair", images, [(rng.choice(QUESTIONS), answer(shown, differences))], {"differences": differences})
 
@@ -40,7 +40,7 @@ def _compared(differences: list[str]) -> str:
 
 
 def _scenes(rng, split):
-    first = scene.content(rng)
+    first = scene.content(rng, most=5)
     second, differences = {(thing.row, thing.column): thing for thing in first}, []
     for cell in sorted(rng.sample(range(9), rng.choice((0, 1, 1, 2)))):
         cell = divmod(cell, 3)
@@ -65,7 +65,7 @@ def _scenes(rng, split):
 
 
 def _charts(rng, split):
-    first = chart.content(rng, split)
+    first = chart.content(rng, split, most=5)
     values, differences = list(first.values), []
     for i in sorted(rng.sample(range(len(values)), rng.choice((0, 1, 1, 2)))):
         while values[i] in first.values:

@@ -70,10 +70,10 @@ def draw(rng: random.Random, split: str) -> Sample:
     return Sample("scene", [effects.wear(rng, image)], turns, truth, [marks])
 
 
-def content(rng: random.Random) -> list[Thing]:
-    """Things in the order of their cells; few kinds, so that some come more than once."""
+def content(rng: random.Random, most: int = 7) -> list[Thing]:
+    """Up to `most` things in the order of their cells; few kinds, so that some come more than once."""
     kinds = [(rng.choice(SHAPES), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 3))]
-    cells = sorted(rng.sample(range(9), rng.randint(1, 7)))
+    cells = sorted(rng.sample(range(9), rng.randint(1, most)))
     return [Thing(*rng.choice(kinds), *divmod(cell, 3)) for cell in cells]
 
 

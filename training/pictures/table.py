@@ -1,4 +1,4 @@
-"""Tables of two to five columns and two to six rows, headers above, in several styles."""
+"""Tables of two to four columns and two to five rows, headers above, in several styles."""
 
 import json
 import random
@@ -55,8 +55,8 @@ def as_json(cells: list[list[str]]) -> str:
 
 def content(rng: random.Random, split: str) -> list[list[str]]:
     """Rows of cells, the header first; a column holds words or numbers, and the first one names that differ."""
-    columns, rows = rng.randint(2, 5), rng.randint(2, 6)
-    longest = 12 if columns < 4 else 8
+    columns, rows = rng.randint(2, 4), rng.randint(2, 5)
+    longest = 10 if columns < 4 else 8
 
     def different(count, make):
         found: list[str] = []
@@ -68,7 +68,7 @@ def content(rng: random.Random, split: str) -> list[list[str]]:
 
     table = [different(rows, lambda: words.word(rng, split).capitalize())]
     for _ in range(columns - 1):
-        if rng.random() < 0.65:
+        if rng.random() < 0.75:
             digits, decimals = rng.randint(1, 4), rng.choice((0, 0, 0, 1, 2))
             suffix, prefix = rng.choice((("", ""), ("", ""), ("%", ""), ("", "$")))
             table.append(
@@ -97,7 +97,7 @@ def paint(rng: random.Random, split: str, cells: list[list[str]]):
     striped, lines = rng.random() < 0.35, rng.choice(("all", "rows", "head", "none"))
     right = rng.random() < 0.4
 
-    size, room = rng.uniform(15, 24) * scale, 436 * scale
+    size, room = rng.uniform(18, 26) * scale, 436 * scale
     while True:
         body, top = fonts.load(family, round(size), 400), fonts.load(family, round(size), bold)
         pad = 0.55 * size

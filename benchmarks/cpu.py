@@ -1,0 +1,108 @@
+"""The official model's speed on this CPU: 8 bits against 16 and 32, side by side, with random weights.
+
+    python -m benchmarks.cpu
+
+Builds 4 of the decoder's 32 layers and 4 of the tower's 23 at full width; times are medians of rounds in which every
+form has its turn, and only their ratios mean something. Needs 6 GB of memory and 3 GB of disk.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+
+import torch
+from tqdm import tqdm
+
+from helpers.int8 import Int8Config
+from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM
+
+LAYERS, OFFICIAL_LAYERS = 4, 32
+TOWER_LAYERS, OFFICIAL_TOWER_LAYERS = 4, 23
+#: What each form is loaded with. The page that this project grew from ran the first.
+FORMS = {
+    "bfloat16": {"dtype": torch.bfloat16, "attn_implementation": "eager"},
+    "float32": {"dtype": torch.float32, "attn_implementation": "sdpa"},
+    "int8": {"dtype": torch.float32, "attn_implementation": "sdpa", "quantization_config": Int8Config()},
+}
+
+
+def config() -> Phi3VConfig:
+    """The official sizes with fewer layers."""
+    return Phi3VConfig(
+        num_hidden_layers=LAYERS,
+        img_processor={"vision_config": {"num_hidden_layers": TOWER_LAYERS + 1}},
+    )
+
+
+def seconds(work) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def measure(model: Phi3VForCausalLM, tiles: int, length: int, steps: int) -> dict[str, float]:
+    """Seconds of the tower for `tiles`, of the decoder for a prompt of `length`, and of one more token."""
+    pixel_values = torch.rand(1, tiles, 3, 336, 336, dtype=model.dtype)
+    sizes = torch.tensor([[336 * (tiles - 1), 336]])
+    ids = torch.randint(0, 32_000, (1, length))
+    tower = seconds(lambda: model.get_image_features(pixel_values, sizes))
+    start = time.perf_counter()
+    outputs = model(ids, use_cache=True, logits_to_keep=1)
+    prefill = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(steps):
+        outputs = model(ids[:, :1], past_key_values=outputs.past_key_values, use_cache=True)
+    return {"tower": tower, "prefill": prefill, "token": (time.perf_counter() - start) / steps}
+
+
+def whole(times: dict[str, float]) -> dict[str, float]:
+    """Times of the pieces as they would add up in the whole model, and to its first token."""
+    tower = times["tower"] * OFFICIAL_TOWER_LAYERS / TOWER_LAYERS
+    prefill = times["prefill"] * OFFICIAL_LAYERS / LAYERS
+    return {"tower": tower, "prefill": prefill, "first token": tower + prefill, "token": times["token"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tiles", type=int, default=5, help="the view of the whole is one of them")
+    parser.add_argument("--length", type=int, default=800, help="tokens of the prompt")
+    parser.add_argument("--steps", type=int, default=8, help="tokens of the answer")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    results = {name: [] for name in FORMS}
+    with tempfile.TemporaryDirectory() as folder:
+        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+        models = {name: Phi3VForCausalLM.from_pretrained(folder, **form).eval() for name, form in FORMS.items()}
+        bar = tqdm(total=(args.rounds + 1) * len(FORMS))
+        for i in range(args.rounds + 1):
+            for name, model in models.items():
+                bar.set_description(name)
+                times = whole(measure(model, args.tiles, args.length, args.steps))
+                if i > 0:  # the first round warms up
+                    results[name].append(times)
+                bar.update()
+        bar.close()
+    medians = {
+        name: {key: statistics.median(t[key] for t in runs) for key in runs[0]} for name, runs in results.items()
+    }
+    first, *_ = FORMS
+    speed = {
+        name: {key: round(medians[first][key] / value, 2) for key, value in times.items()}
+        for name, times in medians.items()
+    }
+    columns = list(speed[first])
+    print(f"times as fast as {first}", *(f"{column:>12}" for column in columns))
+    for name, ratios in speed.items():
+        print(f"{name:22}", *(f"{ratios[column]:12.2f}" for column in columns))
+    capability = torch.backends.cpu.get_cpu_capability()
+    facts = {"torch": torch.__version__, "capability": capability, "threads": torch.get_num_threads()}
+    print(json.dumps({"speed": speed, **facts, **vars(args)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""How much memory the official model takes while it is loaded in 8 bits, with random weights of its full size.
+
+    python -m benchmarks.load_memory
+
+Writes 8.3 GB to a temporary folder (set TMPDIR where the disk is small) and loads them in a process of its own.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from helpers.int8 import Int8Config
+from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM
+
+
+def write(folder: Path):
+    """The official layout: a shard a layer, bfloat16."""
+    config = Phi3VConfig()
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in Phi3VForCausalLM(config).state_dict().items()}
+    shards: dict[str, list[str]] = {}
+    for name in shapes:
+        shards.setdefault("-".join(name.split(".")[:3]) + ".safetensors", []).append(name)
+    for file, names in tqdm(shards.items(), desc="write"):
+        # One random block, repeated: it is the sizes that matter.
+        block = torch.randn(1 << 20, dtype=torch.bfloat16) * 0.02
+        weights = {}
+        for name in names:
+            size = shapes[name].numel()
+            weights[name] = block.repeat(-(-size // len(block)))[:size].view(shapes[name])
+        save_file(weights, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, names in shards.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def load(folder: str):
+    """Prints the memory of this process: before, at its peak, and the weights' own."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = Phi3VForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=Int8Config())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sizes = {"weights": weights, "peak": peak, "before": before}
+    print(json.dumps({f"{name}_gb": round(size / 1e9, 2) for name, size in sizes.items()}))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        load(sys.argv[1])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            subprocess.run([sys.executable, "-m", "benchmarks.load_memory", folder], check=True)

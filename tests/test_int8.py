@@ -1,0 +1,130 @@
+"""int8 on the CPU: how near its products are, what it leaves alone, and that answers stay the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import helpers
+from helpers.int8 import Int8Linear, largest_weight, quantize
+
+COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
+QUESTION = "Help me get the title and author information of this book?"
+
+
+def int8_of(linear: nn.Linear) -> Int8Linear:
+    layer = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None).requires_grad_(False)
+    values, scale = quantize(linear.weight.detach())
+    layer.weight, layer.weight_scale = (nn.Parameter(part, requires_grad=False) for part in (values, scale))
+    layer.bias = linear.bias
+    return layer
+
+
+@pytest.fixture(scope="module")
+def layers():
+    torch.manual_seed(0)
+    linear = nn.Linear(768, 96).requires_grad_(False)
+    return linear, int8_of(linear)
+
+
+def errors(layers, x: torch.Tensor) -> torch.Tensor:
+    """Of each row, relative to the row's length."""
+    linear, layer = layers
+    exact = linear(x)
+    return (layer(x) - exact).norm(dim=-1) / (exact - linear.bias).norm(dim=-1).clamp_min(1e-30)
+
+
+def test_ordinary_rows(layers):
+    assert errors(layers, torch.randn(200, 768)).max() < 0.025
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-6, 1e6, 1e20])
+def test_rows_of_any_size(size):
+    layer = int8_of(nn.Linear(768, 96, bias=False).requires_grad_(False))
+    x = torch.randn(20, 768)
+    torch.testing.assert_close(layer(x * size) / size, layer(x), rtol=0.01, atol=0.03)
+
+
+@pytest.mark.parametrize("outlier", [30.0, 1e3, 1e6])
+def test_a_row_with_an_outlier_keeps_its_other_values(layers, outlier):
+    linear, layer = layers
+    x = torch.randn(8, 768)
+    x[:, 5] = outlier
+    rest = x.clone()
+    rest[:, 5] = 0  # without the outlier's own share, which is exact up to the rounding of its weights
+    share = outlier * quantize(linear.weight)[0][:, 5] * quantize(linear.weight)[1]
+    error = (layer(x) - layer.bias - share - (linear(rest) - linear.bias)).norm(dim=1)
+    assert (error / (linear(rest) - linear.bias).norm(dim=1)).max() < max(0.03, 2e-6 * outlier)
+
+
+def test_rows_do_not_depend_on_each_other(layers):
+    _, layer = layers
+    x = torch.randn(9, 768)
+    x[4, 3] = 1e4
+    alone = torch.cat([layer(row[None]) for row in x])
+    torch.testing.assert_close(layer(x), alone)
+
+
+def test_zeros_shapes_and_dtypes(layers):
+    linear, layer = layers
+    assert torch.equal(layer(torch.zeros(2, 768)), linear.bias.expand(2, -1))
+    assert layer(torch.randn(2, 3, 768)).shape == (2, 3, 96)
+    assert layer(torch.zeros(0, 768)).shape == (0, 96)
+    assert layer(torch.randn(4, 768, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_weights_use_all_that_the_cpu_gets_right():
+    values, _ = quantize(torch.randn(32, 64))
+    assert values.dtype == torch.int8
+    assert values.abs().amax(1).tolist() == [largest_weight()] * 32
+
+
+@pytest.fixture(scope="module")
+def exact(pocket):
+    return helpers.load_model_and_processor(pocket, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def rounded(pocket):
+    return helpers.load_model_and_processor(pocket, device="cpu", quantization="int8")
+
+
+def test_every_linear_layer_but_the_head(rounded):
+    model, _ = rounded
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    assert [name for name, module in model.named_modules() if isinstance(module, nn.Linear)] == ["lm_head"]
+    assert len(layers) == 4 * model.config.num_hidden_layers + 6 * len(model.vision_tower.encoder.layers) + 2
+    assert {layer.weight.dtype for layer in layers} == {torch.int8}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_logits_stay_near(exact, rounded):
+    inputs = exact[1](helpers.format_prompt(QUESTION), helpers.load_image(COVER), return_tensors="pt")
+    with torch.no_grad():
+        far, near = (model(**inputs).logits[0, -20:] for model, _ in (exact, rounded))
+    assert (near - far).norm() / far.norm() < 0.1
+
+
+def test_the_answer_stays_the_same(exact, rounded):
+    assert helpers.generate(*rounded, QUESTION, COVER) == helpers.generate(*exact, QUESTION, COVER)
+
+
+def test_a_cpu_without_vnni():
+    """oneDNN can be told to do without; other processors ignore the variable, and then it is the test above."""
+    code = (
+        "import helpers\n"
+        "loaded = helpers.load_model_and_processor(helpers.POCKET, device='cpu', quantization='int8')\n"
+        f"print(helpers.generate(*loaded, 'Who wrote this book?', {str(COVER)!r}))"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert "Morgan Maxwell" in done.stdout, done.stderr
+
+
+def test_it_is_not_saved_by_mistake(rounded, tmp_path):
+    with pytest.raises(ValueError, match="serializable"):
+        rounded[0].save_pretrained(tmp_path)
