@@ -14,6 +14,16 @@ import helpers
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="tests/test_reliability.py at its full counts: half an hour")
+
+
+@pytest.fixture(scope="session")
+def rounds(request):
+    """`rounds(few, many)`: how often to try something, many times with --soak."""
+    return lambda few, many: many if request.config.getoption("--soak") else few
+
+
 @pytest.fixture(scope="session")
 def golden_checkpoint() -> Path:
     """A tiny random checkpoint in the official file layout; its short context is 512 tokens."""
