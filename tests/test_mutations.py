@@ -1,8 +1,8 @@
 """Central lines of the model, each made wrong in turn: the golden data must notice.
 
-The switch to the long rope factors, and their scale; the layer that the features come from, the class token, the order of
-the channels in a feature, of the tiles, of the two views, and what stands between these; the rebuilding of the cache; the
-largest grid of tiles; the scaling of the global view; which picture a tag takes.
+The switch to the long rope factors, and their scale; the layer that the features come from, the class token, the order
+of the channels in a feature, of the tiles, of the two views, and what is between these; the rebuilding of the cache;
+the largest grid of tiles; the scaling of the global view; which picture a tag takes.
 """
 
 import importlib

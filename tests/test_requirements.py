@@ -46,6 +46,18 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+def test_the_lock_holds_the_same_versions_with_hashes(pins):
+    entries = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    entries = [line for line in entries if line.strip() and not line.startswith("#")]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    locked = {}
+    for entry in entries:
+        requirement = Requirement(entry.split(" --hash")[0])
+        locked.setdefault(normal(requirement.name), set()).add(str(requirement.specifier).removeprefix("=="))
+    for name, version in pins.items():
+        assert locked[name] == {version}
+
+
 def test_the_helpers_are_installed_too():
     assert "-e ." in (ROOT / "requirements.txt").read_text().splitlines()
 
