@@ -11,10 +11,11 @@ pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
 pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
+from phi3_v_data import tiny_model
 from PIL import Image
 
 from helpers import format_prompt, load_model_and_processor
-from training import pictures, plot, pretrain_vision, recipe, scores, tokenizer, train
+from training import grow, pictures, plot, pretrain_vision, recipe, scores, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -349,3 +350,20 @@ def test_logs_are_plotted(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plot", str(tmp_path), "--out", str(tmp_path / "curves.png")])
     plot.main()
     assert Image.open(tmp_path / "curves.png").width > 500
+
+
+def test_a_wider_decoder_begins_with_the_narrow_one():
+    narrow, wide = tiny_model(), tiny_model(hidden_size=96, intermediate_size=160, num_attention_heads=8)
+    weights = grow.grown(narrow.state_dict(), wide.state_dict())
+    wide.load_state_dict(weights)
+    old, new = narrow.state_dict(), wide.state_dict()
+    for name, blocks in (("qkv_proj", 3), ("gate_up_proj", 2), ("o_proj", 1), ("down_proj", 1)):
+        (key,) = (key for key in old if key.startswith("model.layers.0") and name in key)
+        for before, after in zip(old[key].chunk(blocks), new[key].chunk(blocks)):
+            rows, columns = before.shape
+            assert torch.equal(after[:rows, :columns], before)
+            assert not after[:rows, columns:].any()  # what is new is not read yet
+            assert after[rows:].any()
+    assert torch.equal(new["lm_head.weight"][:, :48], old["lm_head.weight"])
+    assert not new["lm_head.weight"][:, 48:].any()
+    assert new["model.embed_tokens.weight"][:, 48:].all()

@@ -56,10 +56,11 @@ def main():
         "--kinds", nargs="+", default=sorted(set(MIX)), choices=KINDS, help="by default all that `train` mixes"
     )
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
+    parser.add_argument("--quantization", help="int8, say: what is lost by it?")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    model, processor = load_model_and_processor(args.checkpoint)
+    model, processor = load_model_and_processor(args.checkpoint, quantization=args.quantization)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, report = ["| kind, split | pictures | exact | more |", "|---|---|---|---|"], {}
     for kind, split in itertools.product(args.kinds, ("heldout", "heldout_fonts")):

@@ -48,6 +48,20 @@ def score_table(sample: Sample, text: str) -> dict[str, float]:
     return {"cells": sum(right) / len(right)}
 
 
+def score_scene(sample: Sample, text: str) -> dict[str, float]:
+    """How many of the things are `found`, how many are `missed`, how many others `invented`; is the `count` right?"""
+    (truth, counts), (said, counted) = (_scene(answer) for answer in (sample.turns[0][1], text))
+    missed = _left_over(truth, said)
+    found = len(truth) - missed
+    return {"count": counts == counted, "found": found, "missed": missed, "invented": _left_over(said, truth)}
+
+
+def _scene(answer: str) -> tuple[list[str], str]:
+    """The things that a description lists, and its counts."""
+    listed, _, counts = answer.partition(". In all: ")
+    return listed.removeprefix("The picture shows ").split(", "), counts
+
+
 def score_pair(sample: Sample, text: str) -> dict[str, float]:
     """How many of the differences are `found`, how many are `missed`, and how many others are `invented`."""
     _, _, listed = text.rpartition(". There ")[2].rstrip(".").partition(": ")
@@ -62,4 +76,10 @@ def _left_over(these: list[str], others: list[str]) -> int:
     return (Counter(these) - Counter(others)).total()
 
 
-PARTICULAR = {"cover": score_cover, "chart": score_chart, "table": score_table, "pair": score_pair}
+PARTICULAR = {
+    "cover": score_cover,
+    "chart": score_chart,
+    "table": score_table,
+    "scene": score_scene,
+    "pair": score_pair,
+}

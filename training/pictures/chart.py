@@ -56,7 +56,7 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     """Random words and numbers, with one highest and one lowest value."""
-    form = rng.choice(("bar", "bar", "lying", "line"))
+    form = rng.choice(("lying", "lying", "lying", "lying", "bar", "line"))
     ordered = form == "line" or rng.random() < 0.5
     count = rng.randint(3, most if ordered else min(most, 6))
     labels = _times(rng, count) if ordered else _things(rng, split, count)

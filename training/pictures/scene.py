@@ -59,7 +59,7 @@ class Thing:
 
 
 def draw(rng: random.Random, split: str) -> Sample:
-    """One to seven things; the description names all of them, row by row."""
+    """One to six things; the description names all of them, row by row."""
     things = content(rng)
     turns = [(rng.choice(DESCRIBE_QUESTIONS), description(things))]
     more = small_questions(rng, things)
@@ -70,9 +70,9 @@ def draw(rng: random.Random, split: str) -> Sample:
     return Sample("scene", [effects.wear(rng, image)], turns, truth, [marks])
 
 
-def content(rng: random.Random, most: int = 7) -> list[Thing]:
+def content(rng: random.Random, most: int = 6) -> list[Thing]:
     """Up to `most` things in the order of their cells; few kinds, so that some come more than once."""
-    kinds = [(rng.choice(SHAPES), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 3))]
+    kinds = [(rng.choice(SHAPES), rng.choice(list(COLORS))) for _ in range(rng.randint(1, 4))]
     cells = sorted(rng.sample(range(9), rng.randint(1, most)))
     return [Thing(*rng.choice(kinds), *divmod(cell, 3)) for cell in cells]
 
