@@ -5,6 +5,7 @@ transformers code works on the checkpoint too, without remote code.
 """
 
 from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
+from .batches import generate_many
 from .display import show_images
 from .doctor import doctor
 from .generation import Answer, generate, stream
@@ -25,6 +26,7 @@ __all__ = [
     "doctor",
     "format_prompt",
     "generate",
+    "generate_many",
     "load_image",
     "load_model_and_processor",
     "show_images",

@@ -148,13 +148,13 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
         cuda.reset_peak_memory_stats(model.device)
     images = [images] if not isinstance(images, (list, tuple)) else images
     pictures = [load_image(image) for image in images]
-    if not prompt.startswith(_FORMATTED):
-        prompt = format_prompt(prompt, len(pictures))
-    inputs = processor(text=prompt, images=pictures or None, return_tensors="pt").to(model.device)
+    inputs = processor(text=whole_prompt(prompt, len(pictures)), images=pictures or None, return_tensors="pt").to(
+        model.device
+    )
 
     tokenizer = processor.tokenizer
     vocabulary = tokenizer.get_vocab()
-    ends = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+    ends = end_ids(tokenizer)
     rng = torch.Generator(model.device).manual_seed(seed) if seed is not None else None
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     tokens = model.generate(
@@ -178,11 +178,11 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
         if token in ends:
             finished = True
         elif token in settling:
-            longer = _decode(tokenizer, ids)
+            longer = decode(tokenizer, ids)
             if len(longer) > len(text):
                 yield longer[len(text) :]
             text = longer
-    whole = _decode(tokenizer, ids[:-1] if finished else ids)
+    whole = decode(tokenizer, ids[:-1] if finished else ids)
     if len(whole) > len(text):
         yield whole[len(text) :]
     return Answer(
@@ -226,7 +226,18 @@ def _token_by_token(
         yield int(token)
 
 
-def _decode(tokenizer, ids: list[int]) -> str:
+def whole_prompt(prompt: str, num_images: int) -> str:
+    """A plain question in the model's markup; what is in it already stays as it is."""
+    return prompt if prompt.startswith(_FORMATTED) else format_prompt(prompt, num_images)
+
+
+def end_ids(tokenizer) -> list[int]:
+    """Ids of the tokens that end an answer, as far as the vocabulary has them."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+
+
+def decode(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
