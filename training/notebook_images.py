@@ -144,7 +144,7 @@ def facts_of(sample: Sample) -> list[str]:
     if sample.kind == "table":
         return sorted({cell for row in truth["cells"] for cell in row})
     if sample.kind == "scene":
-        return re.split(", | and ", answer.split("In all: ")[1].rstrip("."))
+        return answer.removeprefix("The picture shows ").removesuffix(".").split(", ")
     words = [word for difference in truth["differences"] for word in re.findall(r"[\w.,]*\w", difference)]
     return [w for w in words if w in (*scene.SHAPES, *scene.COLORS) or w[0].isdigit()] or ["no difference"]
 

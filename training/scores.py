@@ -49,17 +49,12 @@ def score_table(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_scene(sample: Sample, text: str) -> dict[str, float]:
-    """How many of the things are `found`, how many are `missed`, how many others `invented`; is the `count` right?"""
-    (truth, counts), (said, counted) = (_scene(answer) for answer in (sample.turns[0][1], text))
+    """How many of the things are `found` in their place, how many are `missed`, how many others are `invented`."""
+    truth, said = (
+        answer.removeprefix("The picture shows ").removesuffix(".").split(", ") for answer in (sample.turns[0][1], text)
+    )
     missed = _left_over(truth, said)
-    found = len(truth) - missed
-    return {"count": counts == counted, "found": found, "missed": missed, "invented": _left_over(said, truth)}
-
-
-def _scene(answer: str) -> tuple[list[str], str]:
-    """The things that a description lists, and its counts."""
-    listed, _, counts = answer.partition(". In all: ")
-    return listed.removeprefix("The picture shows ").split(", "), counts
+    return {"found": len(truth) - missed, "missed": missed, "invented": _left_over(said, truth)}
 
 
 def score_pair(sample: Sample, text: str) -> dict[str, float]:

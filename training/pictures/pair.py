@@ -17,7 +17,7 @@ NO_DIFFERENCE = "There is no difference between the two images."
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Two scenes or two charts."""
-    images, shown, differences = (_scenes if rng.random() < 0.8 else _charts)(rng, split)
+    images, shown, differences = (_scenes if rng.random() < 0.9 else _charts)(rng, split)
     images = [effects.wear(rng, image) for image in images]
     return Sample("pair", images, [(rng.choice(QUESTIONS), answer(shown, differences))], {"differences": differences})
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,21 +76,22 @@ def content(rng: random.Random, most: int = 6) -> list[Thing]:
     return [Thing(*rng.choice(kinds), *divmod(cell, 3)) for cell in cells]
 
 
-def counted(things: list[Thing]) -> str:
-    """As in "two red circles, one blue star and one green heart", in the order of their first cells."""
-    counts = Counter(thing.name for thing in things)
-    parts = [f"{NUMBERS[n]} {name}{'s' if n > 1 else ''}" for name, n in counts.items()]
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
 def listed(things: list[Thing]) -> str:
     """As in "a red circle at the top left, an orange heart at the center"."""
     return ", ".join(f"{thing.a_name} at the {thing.place}" for thing in things)
 
 
 def description(things: list[Thing]) -> str:
-    """Each thing with its place, then the counts: what is written first helps to count."""
-    return f"The picture shows {listed(things)}. In all: {counted(things)}."
+    """Each thing with its place."""
+    return f"The picture shows {listed(things)}."
+
+
+def counted(things: list[Thing], label: str) -> str:
+    """As in "At the top left, at the center: two circles.": what is written first helps to count."""
+    if not things:
+        return f"There are no {label}s."
+    places = ", ".join(f"at the {thing.place}" for thing in things)
+    return f"A{places[1:]}: {NUMBERS[len(things)]} {label}{'s' if len(things) > 1 else ''}."
 
 
 def small_questions(rng: random.Random, things: list[Thing]) -> list[tuple[str, str]]:
@@ -101,8 +101,7 @@ def small_questions(rng: random.Random, things: list[Thing]) -> list[tuple[str, 
     turns = []
     for asked, label in ((thing, thing.name), (thing, thing.shape), (other, other.name)):
         alike = [t for t in things if t.shape == asked.shape and (label == asked.shape or t.color == asked.color)]
-        answer = f"There is one {label}." if len(alike) == 1 else f"There are {NUMBERS[len(alike)]} {label}s."
-        turns.append((rng.choice(COUNT_QUESTIONS).format(things=f"{label}s"), answer))
+        turns.append((rng.choice(COUNT_QUESTIONS).format(things=f"{label}s"), counted(alike, label)))
     if sum(t.name == thing.name for t in things) == 1:
         turns.append(
             (
