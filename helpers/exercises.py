@@ -144,9 +144,9 @@ def check_corners(answer) -> None:
 
 
 def check_pale_discs(answer) -> None:
-    """The answer about seven pale discs."""
-    hint = "draw seven discs in (230, 230, 230) and ask how many circles there are."
-    _verdict("circle" in _text(answer), "was it seven? Whatever it was, you counted too.", hint)
+    """The answer about five pale discs."""
+    hint = "draw five discs in (230, 230, 230) and ask how many circles there are."
+    _verdict("circle" in _text(answer), "was it five? Whatever it was, you counted too.", hint)
 
 
 def check_counter(answer) -> None:

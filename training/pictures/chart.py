@@ -50,7 +50,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     turns = [(rng.choice(QUESTIONS), description(chart))]
     more = small_questions(rng, chart)
     if split == "train":
-        turns = rng.choice((turns, turns + more[:1], more, more[::-1] + turns))
+        turns = rng.choice((turns, more, more + turns))
     return Sample("chart", [effects.wear(rng, image)], turns, {**vars(chart)}, [characters])
 
 
@@ -93,20 +93,19 @@ def trend(numbers: list[float]) -> str:
     return "rises" if change > 0.25 else "falls" if change < -0.25 else "is mixed"
 
 
-def small_questions(rng: random.Random, chart: Chart) -> list[tuple[str, str]]:
-    """Two questions about single values, with their answers."""
-    i = rng.randrange(len(chart.labels))
-    numbers = chart.numbers
+def small_questions(rng: random.Random, chart: Chart, most: int = 4) -> list[tuple[str, str]]:
+    """Up to `most` questions about single values, with their answers, in random order."""
+    labels, values, numbers = chart.labels, chart.values, chart.numbers
     high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     turns = [
-        (
-            rng.choice(VALUE_QUESTIONS).format(label=chart.labels[i]),
-            f"The value of {chart.labels[i]} is {chart.values[i]}.",
-        ),
-        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {chart.values[high]} at {chart.labels[high]}."),
-        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {chart.values[low]} at {chart.labels[low]}."),
+        (rng.choice(VALUE_QUESTIONS).format(label=labels[i]), f"The value of {labels[i]} is {values[i]}.")
+        for i in rng.sample(range(len(labels)), min(len(labels), most))
     ]
-    return rng.sample(turns, 2)
+    turns += [
+        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {values[high]} at {labels[high]}."),
+        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {values[low]} at {labels[low]}."),
+    ]
+    return rng.sample(turns, min(len(turns), most))
 
 
 def _times(rng: random.Random, count: int) -> list[str]:

@@ -35,10 +35,20 @@ def draw(rng: random.Random, split: str) -> Sample:
     if split == "train":
         if rng.random() < 0.25:
             turns = [(rng.choice(JSON_QUESTIONS), as_json(cells))]
-        one = (rng.choice(CELL_QUESTIONS).format(**facts), CELL_ANSWER.format(**facts))
-        turns = rng.choice((turns, [one], [one, *turns], [*turns, one]))
+        more = small_questions(rng, cells)
+        turns = rng.choice((turns, more, more + turns))
     image, characters = paint(rng, split, cells)
     return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells, "asked": facts}, [characters])
+
+
+def small_questions(rng: random.Random, cells: list[list[str]], most: int = 4) -> list[tuple[str, str]]:
+    """Questions about `most` cells, with their answers."""
+    places = [(j, i) for j in range(1, len(cells)) for i in range(1, len(cells[0]))]
+    facts = [
+        {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i]}
+        for j, i in rng.sample(places, min(len(places), most))
+    ]
+    return [(rng.choice(CELL_QUESTIONS).format(**fact), CELL_ANSWER.format(**fact)) for fact in facts]
 
 
 def markdown(cells: list[list[str]]) -> str:
