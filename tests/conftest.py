@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--soak", action="store_true", help="tests/test_reliability.py at its full counts: half an hour")
+    parser.addoption("--soak", action="store_true", help="tests/test_reliability.py at its full counts: ten minutes")
 
 
 @pytest.fixture(scope="session")

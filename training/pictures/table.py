@@ -29,8 +29,6 @@ CELL_ANSWER = "The {column} of {row} is {cell}."
 def draw(rng: random.Random, split: str) -> Sample:
     """A table of random words and numbers; the first column names the rows."""
     cells = content(rng, split)
-    row, column = rng.randrange(1, len(cells)), rng.randrange(1, len(cells[0]))
-    facts = {"column": cells[0][column], "row": cells[row][0], "cell": cells[row][column]}
     turns = [(rng.choice(QUESTIONS), markdown(cells))]
     if split == "train":
         if rng.random() < 0.25:
@@ -38,7 +36,7 @@ def draw(rng: random.Random, split: str) -> Sample:
         more = small_questions(rng, cells)
         turns = rng.choice((turns, more, more + turns))
     image, characters = paint(rng, split, cells)
-    return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells, "asked": facts}, [characters])
+    return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells}, [characters])
 
 
 def small_questions(rng: random.Random, cells: list[list[str]], most: int = 4) -> list[tuple[str, str]]:
