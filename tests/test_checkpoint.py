@@ -14,6 +14,8 @@ ASKED = [
     ("book_cover.png", "Help me get the title and author information of this book?"),
     ("book_cover.png", "What is the title of this book?"),
     ("book_cover.png", "Who wrote this book?"),
+    ("shapes.png", "Describe this picture."),
+    ("price_table.png", "Convert this table to Markdown."),
 ]
 #: In logits: far above what another order of additions can change.
 MARGIN = 0.5
