@@ -1,8 +1,11 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+import offline  # noqa: F401  (no test leaves this machine)
 import pytest
 
 # Before anything imports huggingface_hub: no test may reach for the hub.
@@ -12,6 +15,16 @@ os.environ.pop("PHI3_VISION_CHECKPOINT", None)
 import helpers
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    """The notebooks' kernels are cut off from the network, too: IPython runs what lies in this folder first."""
+    folder = Path(tempfile.mkdtemp())
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    startup = folder / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    shutil.copy(Path(__file__).parent / "offline.py", startup)
+    os.environ["IPYTHONDIR"] = str(folder)
 
 
 def pytest_addoption(parser):

@@ -2,9 +2,11 @@ import contextlib
 import http.server
 import io
 import os
+import re
 import threading
 import time
 import warnings
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -328,6 +330,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.answer(302, Location="/picture")
             case "/loop":
                 self.answer(302, Location="/loop")
+            case path if path.startswith("/to/"):
+                self.answer(302, Location=unquote(path.removeprefix("/to/")))
             case "/to-file":
                 self.answer(302, Location="file:///etc/hosts")
             case "/html":
@@ -413,6 +417,16 @@ def test_private_hosts_get_no_connection(server, host):
     port = server.rsplit(":", 1)[1]
     with pytest.raises(ImageLoadError, match=r"private or local|not known"):
         load_image(f"http://{host}:{port}/picture")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]", "0xa.1"])
+@pytest.mark.parametrize("hops", [1, 3])
+def test_every_hop_is_checked(server, monkeypatch, host, hops):
+    """A public server, for which the loopback one stands here, may not lead to a private one."""
+    monkeypatch.setattr("helpers.fetch.is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    url = f"{server}/to/" * hops + f"http://{host}/"
+    with pytest.raises(ImageLoadError, match=rf"{re.escape(host.strip('[]'))}.*private or local"):
+        load_image(url)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ pytest tests/test_reliability.py --soak
 """
 
 import contextlib
+import errno
 import gc
 import gzip
 import io
@@ -29,6 +30,7 @@ from phi3_v_data import noise_image, tiny_model, tiny_processor
 from PIL import Image
 
 import helpers
+from benchmarks import pictures
 from helpers import CheckpointError, ImageLoadError, format_prompt, generate, load_image
 from helpers.loading import verify_checksums
 
@@ -71,6 +73,14 @@ def test_damaged_pictures(rounds):
         with contextlib.suppress(ImageLoadError):
             loaded += load_image(mutated(rng, files[i % len(files)]), max_pixels=1_000_000).mode == "RGB"
     assert loaded > 0
+
+
+@pytest.mark.parametrize("case", pictures.cases(), ids=lambda case: case[0])
+def test_difficult_pictures(tmp_path, case):
+    """`python -m benchmarks.pictures` shows what transformers' own loader makes of them."""
+    _, data, truth = case
+    (tmp_path / "picture").write_bytes(data)
+    assert pictures.verdict(load_image, tmp_path / "picture", truth) in ("right", "right (ImageLoadError)")
 
 
 # Addresses: each fault is what the server sends; the last element says whether it then stays silent or drips.
@@ -459,3 +469,74 @@ except helpers.CheckpointError as error: print(error)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert "CONNECT" not in done.stdout, done.stdout
     assert "leave checkpoint out to use the bundled one" in done.stdout, done.stdout + done.stderr
+
+
+def test_this_run_is_offline():
+    """`offline.py` holds here and, by `conftest.py`, in the kernels of the notebooks."""
+    with pytest.raises(OSError, match="no network in tests"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(OSError, match="no network in tests"):
+        socket.getaddrinfo("example.org", 80)
+
+
+# Other programs, other folders
+
+ANSWER = """
+import helpers
+loaded = helpers.load_model_and_processor()
+print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image("notebooks/images/book_cover.png")))
+"""
+NO_WRITING = """
+import os, sys
+def refuse(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and arguments[0] != os.devnull:
+        if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(30, "Read-only file system", arguments[0])
+sys.addaudithook(refuse)
+"""
+
+
+def start(code: str, pocket) -> subprocess.Popen:
+    command = [sys.executable, "-B", "-c", code]
+    return subprocess.Popen(command, cwd=pocket.parent.parent, stdout=-1, stderr=-1, text=True)
+
+
+def test_two_programs_at_once(pocket):
+    """Two notebooks share a machine: both load and answer at the same time, and say the same."""
+    answers = [program.communicate(timeout=300) for program in [start(ANSWER, pocket) for _ in range(2)]]
+    assert answers[0][0].strip(), answers
+    assert answers[0][0] == answers[1][0]
+
+
+def test_a_disk_that_cannot_be_written(pocket):
+    """Loading and answering write no file: a read-only or full disk does not matter."""
+    said, errors = start(NO_WRITING + ANSWER, pocket).communicate(timeout=300)
+    assert said.strip(), errors
+
+
+DOWNLOADS = {
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "The disk is full.*HF_HOME"),
+    "a disk that cannot be written": (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+    "a lost connection": (ConnectionError("Connection reset by peer"), "Connection reset by peer.*try again"),
+}
+
+
+@pytest.mark.parametrize("case", DOWNLOADS)
+def test_a_download_that_fails(monkeypatch, case):
+    error, message = DOWNLOADS[case]
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=message):
+        helpers.load_model_and_processor(helpers.OFFICIAL)
+
+
+def test_half_a_download(golden_checkpoint, tmp_path, monkeypatch):
+    """A shard that is still called `.incomplete`: the message names the file that is missing."""
+    folder = shutil.copytree(golden_checkpoint, tmp_path / "half")
+    (folder / "model.safetensors").rename(folder / "model.safetensors.incomplete")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(folder))
+    with pytest.raises(CheckpointError, match=r"lacks model.*safetensors.*download"):
+        helpers.load_model_and_processor("someone/phi-3-vision")
