@@ -157,9 +157,12 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     ends = end_ids(tokenizer)
     rng = torch.Generator(model.device).manual_seed(seed) if seed is not None else None
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    compiled = getattr(model, "compiled_decoding", None)
+    cache = {"past_key_values": compiled.empty_cache(inputs["input_ids"].shape[1] + max_new_tokens)} if compiled else {}
     tokens = model.generate(
         **inputs,
         **sampling,
+        **cache,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
@@ -205,6 +208,7 @@ def _token_by_token(
     """
     import torch
 
+    compiled = getattr(model, "compiled_decoding", None)
     stopped, first = False, True
     while not stopped:
         with torch.no_grad():  # entered anew each step: it must not reach the caller's code between two steps
@@ -212,7 +216,8 @@ def _token_by_token(
                 outputs = model._prefill(input_ids, generation_config, model_kwargs)
             else:
                 step = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-                outputs = model(**step, return_dict=True)
+                one = compiled is not None and step["input_ids"].shape[1] == 1  # it is more when the cache is rebuilt
+                outputs = compiled.step(**step) if one else model(**step, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             scores = logits_processor(input_ids, outputs.logits[:, -1].to(torch.float32, copy=True))
             del outputs  # a whole prompt's states should not live through the next step

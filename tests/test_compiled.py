@@ -1,0 +1,80 @@
+"""Compiled decoding gives the answers of the usual one, by one graph."""
+
+import pytest
+import torch
+from phi3_v_data import noise_image
+from torch._dynamo.testing import CompileCounter
+
+from helpers import generate, load_model_and_processor, stream
+from helpers.compiled import CompiledDecoding
+
+SHORT_CONTEXT = 512  # of the golden checkpoint
+
+
+@pytest.fixture
+def graphs(tiny):
+    """Counts the graphs of the tiny model, which decodes by compiled steps meanwhile."""
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    tiny[0].compiled_decoding = CompiledDecoding(tiny[0], smallest=2 * SHORT_CONTEXT, backend=counter)
+    yield counter
+    del tiny[0].compiled_decoding
+
+
+def usual(tiny, *args, **kwargs):
+    """The answer without compiled steps."""
+    compiled = tiny[0].__dict__.pop("compiled_decoding")
+    try:
+        return generate(*tiny, *args, **kwargs)
+    finally:
+        tiny[0].compiled_decoding = compiled
+
+
+def test_one_graph_for_twenty_questions(tiny, graphs):
+    """Prompts of mixed length, with no, one or two pictures."""
+    for i in range(20):
+        pictures = [noise_image(60 + 9 * i, 90, j) for j in range(i % 3)]
+        asked = ("word " * (1 + 4 * i), pictures)
+        assert generate(*tiny, *asked, max_new_tokens=6) == usual(tiny, *asked, max_new_tokens=6)
+    assert graphs.frame_count == 1
+
+
+def test_an_answer_that_passes_the_short_context(tiny, graphs):
+    """The cache is rebuilt with the pictures, as without compiled steps."""
+    asked = ("word " * (SHORT_CONTEXT - 330), [noise_image(90, 90)])
+    answer = generate(*tiny, *asked, max_new_tokens=40)
+    assert answer.prompt_tokens < SHORT_CONTEXT < answer.prompt_tokens + answer.new_tokens
+    assert answer == usual(tiny, *asked, max_new_tokens=40)
+
+
+def test_a_longer_chat_gets_a_larger_cache(tiny, graphs):
+    first, second = "word " * 9, "word " * 3 * SHORT_CONTEXT
+    for question in (first, second, first):
+        assert generate(*tiny, question, max_new_tokens=6) == usual(tiny, question, max_new_tokens=6)
+    assert graphs.frame_count == 2
+
+
+def test_a_question_after_one_that_was_left(tiny, graphs):
+    pieces = stream(*tiny, "word " * 30, noise_image(90, 90), max_new_tokens=30)
+    next(pieces)
+    pieces.close()
+    asked = ("What is this?", noise_image(60, 90))
+    assert generate(*tiny, *asked, max_new_tokens=20) == usual(tiny, *asked, max_new_tokens=20)
+
+
+def test_by_default_nothing_is_compiled(golden_checkpoint):
+    model, _ = load_model_and_processor(golden_checkpoint, device="cpu")
+    assert not hasattr(model, "compiled_decoding")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cpu"}, "compile=True needs a CUDA GPU"),
+        ({"device": "cuda", "attn_implementation": "flash_attention_2"}, "compile=True works with"),
+    ],
+)
+def test_what_cannot_be_compiled(golden_checkpoint, settings, message):
+    """A fixed cache has empty places, which flash-attn would look at."""
+    with pytest.raises(ValueError, match=message):
+        load_model_and_processor(golden_checkpoint, compile=True, dtype=torch.float32, **settings)
