@@ -3,11 +3,13 @@
     python -m benchmarks.cpu
 
 Builds 4 of the decoder's 32 layers and 4 of the tower's 23 at full width; times are medians of rounds in which every
-form has its turn, and only their ratios mean something. Needs 6 GB of memory and 3 GB of disk.
+form has its turn, and only their ratios mean something. Needs 6 GB of memory and 3 GB of disk. What an older CPU
+would do: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (no bfloat16 units), or AVX2 with ATEN_CPU_CAPABILITY=avx2.
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -45,7 +47,7 @@ def seconds(work) -> float:
 
 @torch.no_grad()
 def measure(model: Phi3VForCausalLM, tiles: int, length: int, steps: int) -> dict[str, float]:
-    """Seconds of the tower for `tiles`, of the decoder for a prompt of `length`, and of one more token."""
+    """Seconds of the tower for `tiles`, of the decoder for a prompt of `length`, of one more token, and of its head."""
     pixel_values = torch.rand(1, tiles, 3, 336, 336, dtype=model.dtype)
     sizes = torch.tensor([[336 * (tiles - 1), 336]])
     ids = torch.randint(0, 32_000, (1, length))
@@ -56,14 +58,19 @@ def measure(model: Phi3VForCausalLM, tiles: int, length: int, steps: int) -> dic
     start = time.perf_counter()
     for _ in range(steps):
         outputs = model(ids[:, :1], past_key_values=outputs.past_key_values, use_cache=True)
-    return {"tower": tower, "prefill": prefill, "token": (time.perf_counter() - start) / steps}
+    token = (time.perf_counter() - start) / steps
+    last = torch.rand(1, 1, model.config.hidden_size, dtype=model.dtype)
+    head = sum(seconds(lambda: model.lm_head(last)) for _ in range(steps)) / steps
+    return {"tower": tower, "prefill": prefill, "token": token, "head": head}
 
 
 def whole(times: dict[str, float]) -> dict[str, float]:
     """Times of the pieces as they would add up in the whole model, and to its first token."""
     tower = times["tower"] * OFFICIAL_TOWER_LAYERS / TOWER_LAYERS
-    prefill = times["prefill"] * OFFICIAL_LAYERS / LAYERS
-    return {"tower": tower, "prefill": prefill, "first token": tower + prefill, "token": times["token"]}
+    prefill, token = (
+        times["head"] + (times[name] - times["head"]) * OFFICIAL_LAYERS / LAYERS for name in ("prefill", "token")
+    )
+    return {"tower": tower, "prefill": prefill, "first token": tower + prefill, "token": token}
 
 
 def main():
@@ -100,7 +107,8 @@ def main():
     for name, ratios in speed.items():
         print(f"{name:22}", *(f"{ratios[column]:12.2f}" for column in columns))
     capability = torch.backends.cpu.get_cpu_capability()
-    facts = {"torch": torch.__version__, "capability": capability, "threads": torch.get_num_threads()}
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "none")
+    facts = {"torch": torch.__version__, "capability": capability, "limit": limit, "threads": torch.get_num_threads()}
     print(json.dumps({"speed": speed, **facts, **vars(args)}))
 
 

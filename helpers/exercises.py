@@ -173,3 +173,24 @@ def check_background(answer) -> None:
     right = isinstance(answer, Image.Image) and answer.mode == "RGB" and answer.getpixel((0, 0)) == (0, 0, 0)
     hint = "the corner should be black in a picture of mode RGB; `load_image` has an option for it."
     _verdict(right, "the colour you named now lies behind the transparent pixels.", hint)
+
+
+# 09_speed
+
+
+def check_half_the_tiles(answer) -> None:
+    """Half the time to read, the same time to write."""
+    hint = "half of 4 seconds to read, then 60 tokens of 0.2 seconds each."
+    _verdict(_near(answer, 14, 0.01), "2 seconds to read, 12 to write.", hint)
+
+
+def check_ceiling(answer) -> None:
+    """Memory speed over the bytes of the weights."""
+    hint = "divide what arrives in a second by what one token needs."
+    _verdict(_near(answer, 40 / 8.293, 0.1), "not quite five tokens a second.", hint)
+
+
+def check_form(answer) -> None:
+    """The fastest to read on a CPU without bfloat16 units."""
+    hint = "look for the largest number in the column `prefill`."
+    _verdict(_text(answer) == "int8", "several times as fast as either of the others.", hint)
