@@ -26,7 +26,7 @@ from training.pictures.sample import CHARACTERS, SHAPES
 def test_a_picture_is_the_same_every_time(kind, split):
     first, again = (pictures.draw(kind, split, 3) for _ in range(2))
     assert first.turns == again.turns
-    assert np.array_equal(np.asarray(first.images[0]), np.asarray(again.images[0]))
+    assert all(map(np.array_equal, first.images, again.images))
     assert first.turns != pictures.draw(kind, split, 4).turns
 
 
@@ -138,6 +138,16 @@ def test_the_number_in_a_question_picks_its_picture():
             )
             truth = sample.truth["pictures"][number]
             assert answer == truth.get("description", f'The title of the book is "{truth.get("title")}".')
+
+
+def test_notes_say_themselves_what_is_asked():
+    """Every number and every place of an answer stands in its question, but for how many there are."""
+    for i in range(20):
+        sample = pictures.draw("notes", "train", i)
+        assert not sample.images
+        for question, answer in sample.turns:
+            for fact in re.findall(r"[\d.,]*\d|(?:top|middle|bottom) \w+", answer):
+                assert fact in question, (question, answer)
 
 
 def test_what_a_picture_does_not_show_is_not_invented():

@@ -41,9 +41,10 @@ def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
     pen = ImageDraw.Draw(sheet)
     for i, (_, sample, text) in enumerate(wrong[: columns * rows]):
         x, y = i % columns * cell[0], i // columns * cell[1]
-        picture = sample.images[0].copy()
-        picture.thumbnail((cell[0] - 20, cell[1] - 70))
-        sheet.paste(picture, (x + 10, y + 10))
+        for picture in sample.images[:1]:
+            small = picture.copy()
+            small.thumbnail((cell[0] - 20, cell[1] - 70))
+            sheet.paste(small, (x + 10, y + 10))
         for line, part in enumerate(text[k : k + 50] for k in range(0, len(text), 50)):
             pen.text((x + 10, y + cell[1] - 55 + 16 * line), part, "black", font)
     sheet.save(file)

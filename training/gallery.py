@@ -1,4 +1,4 @@
-"""Draws four samples of each kind of picture, with a question and its answer, for training/README.md.
+"""Draws four samples of each kind that has pictures, with a question and its answer, for training/README.md.
 
 python -m training.gallery
 """
@@ -34,7 +34,7 @@ def card(sample: Sample) -> Image.Image:
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if kind != "notes"):
         sheet = Image.new("RGB", (4 * CELL[0], CELL[1]), "white")
         for i in range(4):
             sheet.paste(card(draw(kind, "train", i)), (i * CELL[0], 0))

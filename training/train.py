@@ -25,8 +25,8 @@ from .pictures.sample import Sample
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 #: Kinds of pictures in the order of the steps, over and over: a batch of one kind needs less padding than a mixed one.
 MIX = (
-    "cover", "table", "scene", "chart", "cover", "pair", "page", "cover", "table", "chart", "several", "cover", "scene",
-    "table", "pair", "cover", "chart", "mismatch",
+    "cover", "table", "scene", "chart", "notes", "cover", "pair", "page", "cover", "table", "chart", "several", "cover",
+    "scene", "notes", "table", "pair", "cover", "chart", "mismatch",
 )  # fmt: skip
 
 

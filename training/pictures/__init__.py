@@ -5,7 +5,7 @@ Adding a kind of picture is adding one module here and one line to `KINDS`.
 
 import random
 
-from . import chart, cover, mismatch, page, pair, scene, several, table
+from . import chart, cover, mismatch, notes, page, pair, scene, several, table
 from .sample import Sample
 
 KINDS = {
@@ -17,6 +17,7 @@ KINDS = {
     "pair": pair.draw,
     "several": several.draw,
     "mismatch": mismatch.draw,
+    "notes": notes.draw,
 }
 
 #: Words, fonts and seeds of the three splits never meet: `heldout` takes words that are never trained on,

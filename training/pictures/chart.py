@@ -58,7 +58,8 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     """Random words and numbers, with one highest and one lowest value."""
     form = rng.choice(("lying", "lying", "lying", "lying", "bar", "line"))
     ordered = form == "line" or rng.random() < 0.5
-    count = rng.randint(3, most if ordered else min(most, 6))
+    # Names and values need room to be read: below standing bars and points there is less.
+    count = rng.randint(3, min(most, 8 if form == "lying" else 5))
     labels = _times(rng, count) if ordered else _things(rng, split, count)
     while True:
         values = _values(rng, count)
@@ -93,7 +94,7 @@ def trend(numbers: list[float]) -> str:
     return "rises" if change > 0.25 else "falls" if change < -0.25 else "is mixed"
 
 
-def small_questions(rng: random.Random, chart: Chart, most: int = 4) -> list[tuple[str, str]]:
+def small_questions(rng: random.Random, chart: Chart, most: int = 5) -> list[tuple[str, str]]:
     """Up to `most` questions about single values, with their answers, in random order."""
     labels, values, numbers = chart.labels, chart.values, chart.numbers
     high, low = numbers.index(max(numbers)), numbers.index(min(numbers))

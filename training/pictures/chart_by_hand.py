@@ -9,7 +9,7 @@ from .canvas import Canvas
 def draw(rng: random.Random, split: str, chart):
     """Returns the picture of a `Chart` and its characters as `Sample.characters` describes."""
     scale = rng.choice((1.0, 1.0, rng.uniform(1.0, 2.0)))
-    width, height = round(448 * scale), round(rng.choice((252, 299, 336, 380)) * scale)
+    width, height = round(448 * scale), round(rng.choice((299, 336, 380)) * scale)
     background = rng.choice(((255, 255, 255), (255, 255, 255), colors.any_color(rng)))
     canvas = Canvas(width, height, background)
     ink = colors.readable_on(rng, background, ratio=4.5)
@@ -26,9 +26,9 @@ def draw(rng: random.Random, split: str, chart):
 
     align = rng.choice(("left", "center"))
     x = {"left": 0.04, "center": 0.5}[align] * width
-    title_size = fitting([chart.title], rng.uniform(18, 26) * scale, 0.92 * width)
+    title_size = fitting([chart.title], rng.uniform(20, 28) * scale, 0.92 * width)
     write(chart.title, x, 1.15 * title_size, title_size, align)
-    unit_size = min(rng.uniform(14, 17) * scale, title_size)
+    unit_size = min(rng.uniform(16, 20) * scale, title_size)
     write(f"in {chart.unit}", x, 1.15 * title_size + 1.4 * unit_size, unit_size, align)
     top = 1.15 * title_size + 2.2 * unit_size
     tint = colors.readable_on(rng, background, ratio=1.6)
@@ -40,7 +40,7 @@ def draw(rng: random.Random, split: str, chart):
 def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = 0.94 * width / len(chart.labels)
-    size = fitting([*chart.labels, *chart.values], rng.uniform(15, 19) * scale, 0.94 * step)
+    size = fitting([*chart.labels, *chart.values], rng.uniform(18, 24) * scale, 0.96 * step)
     bottom, top = height - 1.9 * size, top + 1.4 * size
     if rng.random() < 0.4:
         for i in range(4):
@@ -66,7 +66,7 @@ def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
 def _lying(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = (height - top - 6 * scale) / len(chart.labels)
-    size = min(fitting(chart.labels, rng.uniform(16, 21) * scale, 0.24 * width), 0.8 * step)
+    size = min(fitting(chart.labels, rng.uniform(19, 25) * scale, 0.26 * width), 0.85 * step)
     room = 0.5 * width
     for i, (label, value, number) in enumerate(zip(chart.labels, chart.values, chart.numbers, strict=True)):
         y = top + (i + 0.5) * step

@@ -25,12 +25,12 @@ STYLES = (
 def draw(rng: random.Random, split: str, chart):
     """Returns the picture of a `Chart` and an empty array of characters."""
     with style.context(rng.choice(STYLES)):
-        figure = Figure(figsize=(rng.uniform(5.6, 7.2), rng.uniform(3.6, 4.6)), dpi=100, layout="constrained")
+        figure = Figure(figsize=(rng.uniform(4.8, 5.6), rng.uniform(3.4, 4.2)), dpi=100, layout="constrained")
         canvas, axes = FigureCanvasAgg(figure), figure.subplots()
         while not (file := fonts.file(fonts.pick(rng, split)[0])):
             pass
         family = FontProperties(fname=file)
-        small = 11 if len(chart.labels) > 6 else 13
+        small = rng.randint(14, 16)
         color = f"C{rng.randrange(4)}"
         if chart.form == "line":
             axes.plot(chart.labels, chart.numbers, color, marker=rng.choice("os^"))
@@ -43,9 +43,9 @@ def draw(rng: random.Random, split: str, chart):
             axes.bar_label(bars, chart.values, padding=3, fontproperties=family, fontsize=small)
             if lying:
                 axes.invert_yaxis()
-        axes.margins(0.12)
-        axes.set_title(chart.title, fontproperties=family, fontsize=rng.randint(17, 22))
-        (axes.set_xlabel if chart.form == "lying" else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=14)
+        axes.margins(x=0.22 if chart.form == "lying" else 0.08, y=0.12)
+        axes.set_title(chart.title, fontproperties=family, fontsize=rng.randint(18, 22))
+        (axes.set_xlabel if chart.form == "lying" else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=15)
         for tick in (axes.get_yticklabels if chart.form == "lying" else axes.get_xticklabels)():
             tick.set(fontproperties=family, fontsize=small)
         (axes.set_xticks if chart.form == "lying" else axes.set_yticks)([])

@@ -25,10 +25,11 @@ def draw(rng: random.Random, split: str) -> Sample:
 def answer(shown: list[str], differences: list[str]) -> str:
     """What the two pictures show, then all differences: what is written first helps to compare."""
     first, second = shown
-    return f"The first image shows {first}. The second image shows {second}. {_compared(differences)}"
+    return f"The first image shows {first}. The second image shows {second}. {compared(differences)}"
 
 
-def _compared(differences: list[str]) -> str:
+def compared(differences: list[str]) -> str:
+    """As in "There is one difference: ..." or `NO_DIFFERENCE`."""
     if not differences:
         return NO_DIFFERENCE
     count = (
@@ -39,7 +40,8 @@ def _compared(differences: list[str]) -> str:
     return f"{count}: " + "; ".join(differences) + "."
 
 
-def _scenes(rng, split):
+def two_scenes(rng: random.Random) -> tuple[list[scene.Thing], list[scene.Thing], list[str]]:
+    """Two scenes and their differences in words."""
     first = scene.content(rng, most=5)
     second, differences = {(thing.row, thing.column): thing for thing in first}, []
     for cell in sorted(rng.sample(range(9), rng.choice((0, 1, 1, 2)))):
@@ -58,10 +60,14 @@ def _scenes(rng, split):
                 f"the {old.shape} at the {old.place} is {old.color} in the first image and {color} in the second"
             )
         second[cell] = new
+    return first, [second[cell] for cell in sorted(second)], differences
+
+
+def _scenes(rng, split):
+    first, second, differences = two_scenes(rng)
     seed = rng.random()
-    things = [second[cell] for cell in sorted(second)]
-    images = [scene.paint(random.Random(seed), part)[0] for part in (first, things)]
-    return images, [scene.listed(first), scene.listed(things)], differences
+    images = [scene.paint(random.Random(seed), things)[0] for things in (first, second)]
+    return images, [scene.listed(first), scene.listed(second)], differences
 
 
 def _charts(rng, split):

@@ -13,7 +13,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart")
 
 @dataclass
 class Sample:
-    """One training or test example: the pictures, questions with their true answers, and the facts behind them.
+    """One training or test example: pictures (none in `notes`), questions with their true answers, the facts behind.
 
     `characters` has one array a picture, float32 `(number of characters, 5)`: index into `(*CHARACTERS, *SHAPES)`,
     then left, top, right, bottom in pixels of that picture.

@@ -94,7 +94,7 @@ def counted(things: list[Thing], label: str) -> str:
     return f"A{places[1:]}: {NUMBERS[len(things)]} {label}{'s' if len(things) > 1 else ''}."
 
 
-def small_questions(rng: random.Random, things: list[Thing], most: int = 4) -> list[tuple[str, str]]:
+def small_questions(rng: random.Random, things: list[Thing], most: int = 5) -> list[tuple[str, str]]:
     """Up to `most` questions about counts, places and colours, as far as they have one answer, in random order."""
     turns = {}
     for thing in rng.sample(things, min(len(things), most)):

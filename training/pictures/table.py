@@ -39,7 +39,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells}, [characters])
 
 
-def small_questions(rng: random.Random, cells: list[list[str]], most: int = 4) -> list[tuple[str, str]]:
+def small_questions(rng: random.Random, cells: list[list[str]], most: int = 5) -> list[tuple[str, str]]:
     """Questions about `most` cells, with their answers."""
     places = [(j, i) for j in range(1, len(cells)) for i in range(1, len(cells[0]))]
     facts = [

@@ -1,0 +1,55 @@
+"""Conversations without a picture, about what the question itself says: lists, tables, two scenes in words.
+
+They teach to repeat, to take up a name from a question, to find it again, and to compare.
+"""
+
+import random
+
+from . import chart, pair, scene, table
+from .sample import Sample
+
+TURNS = 4
+
+
+def draw(rng: random.Random, split: str) -> Sample:
+    """`TURNS` questions with their answers; no picture."""
+    ways = (_repeated, _of_chart, _of_table, _of_scene, _of_pair)
+    return Sample("notes", [], [rng.choice(ways)(rng, split) for _ in range(TURNS)])
+
+
+def _repeated(rng, split) -> tuple[str, str]:
+    text = rng.choice(
+        (
+            chart.listed(chart.content(rng, split)),
+            table.markdown(table.content(rng, split)),
+            scene.listed(scene.content(rng)),
+        )
+    )
+    return f"Repeat: {text}", text
+
+
+def _of_chart(rng, split) -> tuple[str, str]:
+    values = chart.content(rng, split)
+    question, answer = rng.choice(chart.small_questions(rng, values))
+    return f"{chart.listed(values)}. {question}", answer
+
+
+def _of_table(rng, split) -> tuple[str, str]:
+    cells = table.content(rng, split)
+    question, answer = rng.choice(table.small_questions(rng, cells))
+    return f"{table.markdown(cells)}\n{question}", answer
+
+
+def _of_scene(rng, split) -> tuple[str, str]:
+    things = scene.content(rng)
+    question, answer = rng.choice(scene.small_questions(rng, things))
+    return f"The picture shows {scene.listed(things)}. {question}", answer
+
+
+def _of_pair(rng, split) -> tuple[str, str]:
+    first, second, differences = pair.two_scenes(rng)
+    question, answer = rng.choice(pair.QUESTIONS), pair.compared(differences)
+    return (
+        f"The first image shows {scene.listed(first)}. The second image shows {scene.listed(second)}. {question}",
+        answer,
+    )
