@@ -23,9 +23,12 @@ import time
 import weakref
 
 import jinja2
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from phi3_v_data import noise_image, tiny_model, tiny_processor
 from PIL import Image
 
@@ -472,11 +475,16 @@ except helpers.CheckpointError as error: print(error)
 
 
 def test_this_run_is_offline():
-    """`offline.py` holds here and, by `conftest.py`, in the kernels of the notebooks."""
     with pytest.raises(OSError, match="no network in tests"):
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     with pytest.raises(OSError, match="no network in tests"):
         socket.getaddrinfo("example.org", 80)
+
+
+def test_the_kernels_of_notebooks_are_offline():
+    cell = nbformat.v4.new_code_cell("import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)")
+    with pytest.raises(CellExecutionError, match="no network in tests"):
+        NotebookClient(nbformat.v4.new_notebook(cells=[cell]), timeout=120).execute()
 
 
 # Other programs, other folders
