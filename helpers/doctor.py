@@ -131,4 +131,13 @@ def _describe_machine(parameters: int, facts: list) -> None:
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
         ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason})"),
         ("attention", f"{attention.value} ({attention.reason})"),
+        ("faster", _faster(device.value.type, parameters)),
     ]
+
+
+def _faster(device: str, parameters: int) -> str:
+    if device == "cuda":
+        return "load with compile=True (compiles for a minute, then writes faster)"
+    if device == "cpu" and parameters > 1e9:
+        return 'load with quantization="int8" (reads pictures faster, in a quarter of the memory)'
+    return "nothing to add"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import helpers
 
@@ -19,7 +20,7 @@ def test_a_sound_machine(golden_checkpoint):
     report = helpers.doctor(golden_checkpoint)
     assert report.ok
     assert report.problems == ()
-    names = "python transformers torch pillow helpers checkpoint device memory dtype attention".split()
+    names = "python transformers torch pillow helpers checkpoint device memory dtype attention faster".split()
     assert list(facts(report)) == names
     assert "1.0 M parameters" in facts(report)["checkpoint"]
     assert str(report).splitlines()[-1] == "Ready."
@@ -83,6 +84,8 @@ def test_official_weights_not_downloaded(monkeypatch, tmp_path):
     report = helpers.doctor(helpers.OFFICIAL)
     assert report.ok
     assert "not downloaded yet (8.3 GB)" in facts(report)["checkpoint"]
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        assert 'quantization="int8"' in facts(report)["faster"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert not helpers.doctor(helpers.OFFICIAL).ok
 
@@ -95,6 +98,6 @@ def test_sanitised_report_tells_nothing_of_the_machine(golden_checkpoint):
     for section in config.sections():
         text = re.sub(config[section]["regex"], config[section]["replace"], text)
     lines = text.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     kept = [line for line in lines if not line.endswith("of this machine")]
     assert [line.split()[0] for line in kept] == ["checkpoint", "Ready."]

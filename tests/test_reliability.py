@@ -78,7 +78,7 @@ def test_damaged_pictures(rounds):
     assert loaded > 0
 
 
-@pytest.mark.parametrize("case", pictures.cases(), ids=lambda case: case[0])
+@pytest.mark.parametrize("case", list(pictures.cases()), ids=lambda case: case[0])
 def test_difficult_pictures(tmp_path, case):
     """`python -m benchmarks.pictures` shows what transformers' own loader makes of them."""
     _, data, truth = case
