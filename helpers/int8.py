@@ -19,6 +19,9 @@ METHOD = "phi3_v_int8"
 KEPT = "lm_head"
 #: A row whose largest value is so many times its root mean square loses 2 % of itself in 8 bits.
 OUTLIER = 9.0
+#: Up to so many rows (the step that writes a token has one) a CPU without VNNI multiplies 8-bit weights faster by
+#: bfloat16 rows than by 8-bit ones.
+FEW = 4
 
 
 class Int8Linear(nn.Module):
@@ -38,10 +41,14 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
-        y, rest = self._product(rows)
-        hard = rows.abs().amax(1) > OUTLIER * rows.square().mean(1).sqrt()
-        if hard.any():
-            y[hard] += self._product(rest[hard])[0]
+        if len(rows) <= FEW and largest_weight() < 127:
+            ones = torch.ones(self.out_features, dtype=torch.bfloat16)
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones).float() * self.weight_scale
+        else:
+            y, rest = self._product(rows)
+            hard = rows.abs().amax(1) > OUTLIER * rows.square().mean(1).sqrt()
+            if hard.any():
+                y[hard] += self._product(rest[hard])[0]
         y = y.to(x.dtype) if self.bias is None else (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 

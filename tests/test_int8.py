@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import Int8Linear, largest_weight, quantize
+from helpers.int8 import FEW, Int8Linear, largest_weight, quantize
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
 QUESTION = "Help me get the title and author information of this book?"
@@ -63,10 +63,17 @@ def test_a_row_with_an_outlier_keeps_its_other_values(layers, outlier):
 
 def test_rows_do_not_depend_on_each_other(layers):
     _, layer = layers
-    x = torch.randn(9, 768)
+    x = torch.randn(20, 768)
     x[4, 3] = 1e4
-    alone = torch.cat([layer(row[None]) for row in x])
-    torch.testing.assert_close(layer(x), alone)
+    halves = torch.cat([layer(half) for half in x.chunk(2)])
+    torch.testing.assert_close(layer(x), halves)
+
+
+@pytest.mark.parametrize("rows", range(1, FEW + 2))
+def test_few_rows_without_vnni(layers, monkeypatch, rows):
+    monkeypatch.setattr("helpers.int8.largest_weight", lambda: 63)
+    linear, _ = layers
+    assert errors((linear, int8_of(linear)), torch.randn(rows, 768)).max() < 0.025
 
 
 def test_zeros_shapes_and_dtypes(layers):
