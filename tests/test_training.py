@@ -14,8 +14,8 @@ import torch
 from phi3_v_data import tiny_model
 from PIL import Image
 
-from helpers import format_prompt, load_model_and_processor
-from training import grow, pictures, plot, pretrain_vision, recipe, scores, tokenizer, train
+from helpers import POCKET, format_prompt, load_model_and_processor
+from training import grow, pictures, plot, pretrain_vision, recipe, scores, soup, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -117,13 +117,15 @@ def test_a_pair_names_every_difference_and_none_else():
         sample = pictures.draw("pair", "heldout", i)
         first, second = (np.asarray(image).astype(int) for image in sample.images)
         differences = sample.truth["differences"]
-        assert all(difference in sample.turns[0][1] for difference in differences)
+        answer = sample.turns[0][1]
+        assert answer.count(", different.") == len(differences)
+        assert all(f"{difference}, different." in answer for difference in differences)
         if differences:
             other += 1
             assert np.abs(first - second).max() > 40
         else:
             same += 1
-            assert sample.turns[0][1].endswith(pictures.pair.NO_DIFFERENCE)
+            assert answer.endswith(pictures.pair.NO_DIFFERENCE)
     assert same > 3
     assert other > 10
 
@@ -182,7 +184,7 @@ def test_invented_numbers_and_differences_are_counted():
     wrong = scores.score(sample, truth.replace(number, "1" + number))
     assert wrong["missing"] == wrong["invented"] == truth.count(number)
     pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
-    said = pair.turns[0][1].replace("in the second", "in the third").replace("has", "had")
+    said = pair.turns[0][1].replace(", second ", ", second not ")
     assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1
     assert scores.score(pair, pictures.pair.NO_DIFFERENCE)["invented"] == 0
 
@@ -378,3 +380,15 @@ def test_a_wider_decoder_begins_with_the_narrow_one():
     assert torch.equal(new["lm_head.weight"][:, :48], old["lm_head.weight"])
     assert not new["lm_head.weight"][:, 48:].any()
     assert new["model.embed_tokens.weight"][:, 48:].all()
+
+
+def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):
+    other = train.weights_of(POCKET)
+    changed = train.Phi3VForCausalLM(train.build_config(train.build_processor()))
+    changed.load_state_dict({name: weight + 1 for name, weight in other.items()})
+    train.export(changed, train.build_processor(), tmp_path / "changed")
+    arguments = ["soup", str(POCKET), str(tmp_path / "changed"), "--share", "0.25"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--checkpoint", str(tmp_path / "mean")])
+    soup.main()
+    for name, weight in train.weights_of(tmp_path / "mean").items():
+        torch.testing.assert_close(weight, other[name] + 0.75, rtol=0.02, atol=0.02)

@@ -59,8 +59,7 @@ def score_scene(sample: Sample, text: str) -> dict[str, float]:
 
 def score_pair(sample: Sample, text: str) -> dict[str, float]:
     """How many of the differences are `found`, how many are `missed`, and how many others are `invented`."""
-    _, _, listed = text.rpartition(". There ")[2].rstrip(".").partition(": ")
-    said = listed.split("; ") if listed else []
+    said = [clause.removesuffix(", different") for clause in text.split(". ") if clause.endswith(", different")]
     truth = sample.truth["differences"]
     missed = _left_over(truth, said)
     return {"found": len(truth) - missed, "missed": missed, "invented": _left_over(said, truth)}

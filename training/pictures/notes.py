@@ -47,9 +47,6 @@ def _of_scene(rng, split) -> tuple[str, str]:
 
 
 def _of_pair(rng, split) -> tuple[str, str]:
-    first, second, differences = pair.two_scenes(rng)
-    question, answer = rng.choice(pair.QUESTIONS), pair.compared(differences)
-    return (
-        f"The first image shows {scene.listed(first)}. The second image shows {scene.listed(second)}. {question}",
-        answer,
-    )
+    first, second = pair.two_scenes(rng)
+    shown = f"The first image shows {scene.listed(first)}. The second image shows {scene.listed(second)}."
+    return f"{shown} {rng.choice(pair.QUESTIONS)}", pair.answer(pair.side_by_side(first, second))

@@ -17,70 +17,69 @@ NO_DIFFERENCE = "There is no difference between the two images."
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Two scenes or two charts."""
-    images, shown, differences = (_scenes if rng.random() < 0.9 else _charts)(rng, split)
+    images, places = (_scenes if rng.random() < 0.9 else _charts)(rng, split)
     images = [effects.wear(rng, image) for image in images]
-    return Sample("pair", images, [(rng.choice(QUESTIONS), answer(shown, differences))], {"differences": differences})
+    truth = {"differences": [clause(place) for place in places if place[1] != place[2]]}
+    return Sample("pair", images, [(rng.choice(QUESTIONS), answer(places))], truth)
 
 
-def answer(shown: list[str], differences: list[str]) -> str:
-    """What the two pictures show, then all differences: what is written first helps to compare."""
-    first, second = shown
-    return f"The first image shows {first}. The second image shows {second}. {compared(differences)}"
+def answer(places: list[tuple[str, str, str]]) -> str:
+    """Place by place, what the first picture has there, what the second has, and whether that is the same; the
+    differences in the end. What is written first helps to compare."""
+    clauses = [f"{clause(place)}, {'same' if place[1] == place[2] else 'different'}." for place in places]
+    differ = [place[0] for place in places if place[1] != place[2]]
+    if not differ:
+        return " ".join([*clauses, NO_DIFFERENCE])
+    count = f"is {scene.NUMBERS[1]} difference" if len(differ) == 1 else f"are {scene.NUMBERS[len(differ)]} differences"
+    return " ".join([*clauses, f"There {count}: {', '.join(differ)}."])
 
 
-def compared(differences: list[str]) -> str:
-    """As in "There is one difference: ..." or `NO_DIFFERENCE`."""
-    if not differences:
-        return NO_DIFFERENCE
-    count = (
-        "There is one difference"
-        if len(differences) == 1
-        else f"There are {scene.NUMBERS[len(differences)]} differences"
-    )
-    return f"{count}: " + "; ".join(differences) + "."
+def clause(place: tuple[str, str, str]) -> str:
+    """As in "At the center: first a blue heart, second a pink heart"."""
+    where, first, second = place
+    return f"{where[0].upper()}{where[1:]}: first {first}, second {second}"
 
 
-def two_scenes(rng: random.Random) -> tuple[list[scene.Thing], list[scene.Thing], list[str]]:
-    """Two scenes and their differences in words."""
+def two_scenes(rng: random.Random) -> tuple[list[scene.Thing], list[scene.Thing]]:
+    """Two scenes that differ in no, one or two cells."""
     first = scene.content(rng, most=5)
-    second, differences = {(thing.row, thing.column): thing for thing in first}, []
+    second = {(thing.row, thing.column): thing for thing in first}
     for cell in sorted(rng.sample(range(9), rng.choice((0, 1, 1, 2)))):
         cell = divmod(cell, 3)
         old = second.pop(cell, None)
         if old is None:
-            new = scene.Thing(rng.choice(scene.SHAPES), rng.choice(list(scene.COLORS)), *cell)
-            differences.append(f"the second image has {new.a_name} at the {new.place}, the first has none")
-        elif len(second) > 0 and rng.random() < 0.4:
-            differences.append(f"the first image has {old.a_name} at the {old.place}, the second has none")
-            continue
-        else:
-            color = rng.choice([color for color in scene.COLORS if color != old.color])
-            new = replace(old, color=color)
-            differences.append(
-                f"the {old.shape} at the {old.place} is {old.color} in the first image and {color} in the second"
-            )
-        second[cell] = new
-    return first, [second[cell] for cell in sorted(second)], differences
+            second[cell] = scene.Thing(rng.choice(scene.SHAPES), rng.choice(list(scene.COLORS)), *cell)
+        elif not second or rng.random() < 0.6:  # a scene is never empty
+            second[cell] = replace(old, color=rng.choice([color for color in scene.COLORS if color != old.color]))
+    return first, [second[cell] for cell in sorted(second)]
+
+
+def side_by_side(first: list[scene.Thing], second: list[scene.Thing]) -> list[tuple[str, str, str]]:
+    """For each cell that is not empty in both: where it is, what the first scene has there, what the second has."""
+    things = [{(thing.row, thing.column): thing for thing in part} for part in (first, second)]
+    cells = sorted(things[0].keys() | things[1].keys())
+    names = [[part[cell].a_name if cell in part else "nothing" for part in things] for cell in cells]
+    places = [next(part[cell].place for part in things if cell in part) for cell in cells]
+    return [(f"at the {place}", *pair) for place, pair in zip(places, names, strict=True)]
 
 
 def _scenes(rng, split):
-    first, second, differences = two_scenes(rng)
+    first, second = two_scenes(rng)
     seed = rng.random()
     images = [scene.paint(random.Random(seed), things)[0] for things in (first, second)]
-    return images, [scene.listed(first), scene.listed(second)], differences
+    return images, side_by_side(first, second)
 
 
 def _charts(rng, split):
     first = chart.content(rng, split, most=5)
-    values, differences = list(first.values), []
-    for i in sorted(rng.sample(range(len(values)), rng.choice((0, 1, 1, 2)))):
+    values = list(first.values)
+    for i in rng.sample(range(len(values)), rng.choice((0, 1, 1, 2))):
         while values[i] in first.values:
             values[i] = _changed(rng, first.values[i])
-        differences.append(f"{first.labels[i]} is {first.values[i]} in the first image and {values[i]} in the second")
     seed = rng.random()
-    second = replace(first, values=values)
-    images = [chart.chart_by_hand.draw(random.Random(seed), split, part)[0] for part in (first, second)]
-    return images, [chart.listed(first), chart.listed(second)], differences
+    parts = first, replace(first, values=values)
+    images = [chart.chart_by_hand.draw(random.Random(seed), split, part)[0] for part in parts]
+    return images, list(zip(first.labels, first.values, values, strict=True))
 
 
 def _changed(rng, value: str) -> str:
