@@ -6,6 +6,7 @@ Right means: the expected pixels within 1/255, or an exception where there is no
 ImageLoadError that says what to do). `tests/test_reliability.py` holds ours to 48.
 """
 
+import argparse
 import collections
 import io
 import struct
@@ -122,6 +123,7 @@ def verdict(load, file: Path, truth) -> str:
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     from transformers.image_utils import load_image as theirs
 
     from helpers import load_image as ours

@@ -17,6 +17,7 @@ from .loading import (
     choose_dtype,
     count_parameters,
     find_checkpoint,
+    lack_of_memory,
     verify_checksums,
 )
 
@@ -65,7 +66,7 @@ def doctor(checkpoint=None) -> Report:
     facts.append(("helpers", _helpers_version()))
     if not problems:  # with a package missing there is nothing to ask torch
         parameters = _check_checkpoint(checkpoint, facts, problems)
-        _describe_machine(parameters, facts)
+        _describe_machine(parameters, facts, problems)
     return Report(tuple(facts), tuple(problems))
 
 
@@ -114,14 +115,17 @@ def _check_checkpoint(checkpoint, facts: list, problems: list) -> int:
     return parameters
 
 
-def _describe_machine(parameters: int, facts: list) -> None:
+def _describe_machine(parameters: int, facts: list, problems: list) -> None:
     import psutil
     import torch
 
     device = choose_device()
     dtype = choose_dtype(device.value, parameters)
     attention = choose_attention(device.value, dtype.value)
+    size = parameters * dtype.value.itemsize
     memory = psutil.virtual_memory()
+    if lack := lack_of_memory(parameters, device.value, dtype.value):
+        problems.append(lack)
     where = f"{device.value.type} ({device.reason})"
     if device.value.type == "cuda":
         total = torch.cuda.mem_get_info()[1]
@@ -129,7 +133,7 @@ def _describe_machine(parameters: int, facts: list) -> None:
     facts += [
         ("device", where),
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
-        ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason})"),
+        ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason}), {size / 1e9:.2f} GB of weights"),
         ("attention", f"{attention.value} ({attention.reason})"),
         ("faster", _faster(device.value.type, parameters)),
     ]

@@ -324,18 +324,25 @@ def _quantization_config(quantization, device, dtype):
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
+def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:
+    """What is wrong and what mends it, where so many weights cannot fit."""
+    if quantization and device.type != "cpu":
+        return None  # how much is left of the weights depends on the method
+    needed, free = parameters * (1 if quantization else dtype.itemsize), available_memory(device)
+    if needed <= free:
+        return None
+    form = "int8" if quantization else str(dtype).removeprefix("torch.")
+    return (
+        f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
+        'close other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), '
+        'or on CUDA quantization="int4" (an eighth)',
+    )
+
+
 def _check_memory(parameters: int, device, dtype, quantization) -> None:
     """Refuse a model that cannot fit before minutes go into reading it."""
-    if quantization and device.type != "cpu":
-        return  # how much is left of the weights depends on the method
-    needed, free = parameters * (1 if quantization else dtype.itemsize), available_memory(device)
-    if needed > free:
-        form = "int8" if quantization else str(dtype).removeprefix("torch.")
-        raise RuntimeError(
-            f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free. Close "
-            'other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), or '
-            'on CUDA quantization="int4" (an eighth).'
-        )
+    if lack := lack_of_memory(parameters, device, dtype, quantization):
+        raise RuntimeError(f"{lack[0]}; {lack[1]}.")
 
 
 def _compile(model, processor) -> None:

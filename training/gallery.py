@@ -3,6 +3,7 @@
 python -m training.gallery
 """
 
+import argparse
 import textwrap
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def card(sample: Sample) -> Image.Image:
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     FOLDER.mkdir(exist_ok=True)
     for kind in (kind for kind in KINDS if kind != "notes"):
         sheet = Image.new("RGB", (4 * CELL[0], CELL[1]), "white")

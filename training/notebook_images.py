@@ -3,8 +3,11 @@
 python -m training.notebook_images
 """
 
+import argparse
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
@@ -15,7 +18,7 @@ from .pictures.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks" / "images"
 #: Kinds and number of the pictures that `07_scores` asks about; none of them was trained on.
-SCORED, EACH = ("cover", "chart", "table", "scene"), 6
+SCORED, EACH = ("cover", "chart", "table", "scene", "pair"), 6
 
 #: NVIDIA's data centre revenue by fiscal year, in million dollars, as its annual reports state it.
 REVENUE = chart.Chart(
@@ -48,6 +51,9 @@ SHAPES = [
     scene.Thing("circle", "red", 2, 0),
     scene.Thing("triangle", "green", 2, 2),
 ]
+#: What the second and the third scene change: the heart turns pink; the star goes too, and a square comes.
+SECOND = [replace(thing, color="pink") if thing.shape == "heart" else thing for thing in SHAPES]
+THIRD = [*SECOND[1:4], scene.Thing("square", "black", 2, 1), SECOND[4]]
 
 
 def book_cover() -> Image.Image:
@@ -62,7 +68,7 @@ def book_cover() -> Image.Image:
         pen.polygon(points, fill=color)
     pen.line((300, 770, 300, 806), fill=(8, 8, 10), width=6)  # somebody, alone
     pen.ellipse((293, 752, 307, 768), fill=(8, 8, 10))
-    _centered(canvas, "ALONE", 250, fonts.load("Josefin Sans", 120, 600), "white", 14)
+    _centered(canvas, "ALONE", 250, fonts.load("Josefin Sans", 120, 600), "white", 6)
     _centered(canvas, "Morgan Maxwell", 380, fonts.load("Lato", 58), (225, 225, 225))
     return canvas.image
 
@@ -94,7 +100,7 @@ def bars(seed: int, content: chart.Chart) -> Image.Image:
 
 def shapes(things: list[scene.Thing]) -> Image.Image:
     """A scene in the style of the notebooks."""
-    return scene.paint(random.Random(10), things, (600, 450))[0]
+    return scene.paint(random.Random(4), things, (600, 450))[0]
 
 
 #: File name, how it is drawn, alt text, and the facts.
@@ -103,11 +109,15 @@ PICTURES = {
         {"title": "ALONE", "author": "Morgan Maxwell"}),
     "hard_cover.png": (hard_cover, "Striped cover, script letters set askew: Whispers of the Tide, by Ana Belmonte",
         {"title": "Whispers of the Tide", "author": "Ana Belmonte"}),
-    "revenue_chart.png": (lambda: bars(10, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024", vars(REVENUE)),
-    "sunshine_chart.png": (lambda: bars(3, SUNSHINE), "Line chart: Sunshine in hours, January to June", vars(SUNSHINE)),
-    "price_table.png": (lambda: table.paint(random.Random(22), "train", PRICES)[0], "Table: prices of four fruits",
+    "revenue_chart.png": (lambda: bars(19, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024", vars(REVENUE)),
+    "sunshine_chart.png": (lambda: bars(5, SUNSHINE), "Line chart: Sunshine in hours, January to June", vars(SUNSHINE)),
+    "price_table.png": (lambda: table.paint(random.Random(46), "train", PRICES)[0], "Table: prices of four fruits",
         {"cells": PRICES}),
     "shapes.png": (lambda: shapes(SHAPES), "Five coloured shapes", {"description": scene.description(SHAPES)}),
+    "shapes_second.png": (lambda: shapes(SECOND), "The same five shapes, one in another colour",
+        {"description": scene.description(SECOND)}),
+    "shapes_third.png": (lambda: shapes(THIRD), "Five shapes, two of them others",
+        {"description": scene.description(THIRD)}),
 }  # fmt: skip
 
 
@@ -131,6 +141,9 @@ def facts_of(sample: Sample) -> list[str]:
         return [truth["title"], *truth["values"]]
     if sample.kind == "table":
         return sorted({cell for row in truth["cells"] for cell in row})
+    if sample.kind == "pair":
+        names = re.findall(r"(?:first|second) (?:an? )?([^,]+)", ", ".join(truth["differences"]))
+        return [name for name in names if name != "nothing"] or ["no difference"]
     return answer.removeprefix("The picture shows ").removesuffix(".").split(", ")
 
 
@@ -150,6 +163,7 @@ def scored_pictures(folder: Path):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     lines = []
     for name, (make, alt, truth) in PICTURES.items():
         save(make(), FOLDER / name)

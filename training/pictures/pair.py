@@ -44,8 +44,10 @@ def two_scenes(rng: random.Random) -> tuple[list[scene.Thing], list[scene.Thing]
     """Two scenes that differ in no, one or two cells."""
     first = scene.content(rng, most=5)
     second = {(thing.row, thing.column): thing for thing in first}
-    for cell in sorted(rng.sample(range(9), rng.choice((0, 1, 1, 2)))):
-        cell = divmod(cell, 3)
+    taken, changes = list(second), rng.choice((0, 1, 1, 2))
+    if changes > len(taken) or rng.random() < 0.4:  # otherwise most differences would be things that come
+        taken = [(row, column) for row in range(3) for column in range(3)]
+    for cell in sorted(rng.sample(taken, changes)):
         old = second.pop(cell, None)
         if old is None:
             second[cell] = scene.Thing(rng.choice(scene.SHAPES), rng.choice(list(scene.COLORS)), *cell)
