@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from .generation import decode, end_ids, whole_prompt
+from .generation import ONE_BY_ONE, decode, end_ids, whole_prompt
 from .images import load_image
 
 
@@ -35,6 +35,7 @@ def generate_many(
     """
     from tqdm import tqdm
 
+    prompts, images = list(prompts), list(images)  # a column of a table counts by its labels
     if len(prompts) != len(images):
         raise ValueError(f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures.")
     if batch_size < 1 or max_new_tokens < 1:
@@ -54,6 +55,7 @@ def generate_many(
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                **ONE_BY_ONE,
                 eos_token_id=end_ids(tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
             )[:, inputs["input_ids"].shape[1] :]

@@ -1,5 +1,6 @@
 """Ask the model: a whole answer with what it cost, or the same answer piece by piece."""
 
+import math
 import re
 import sys
 import time
@@ -9,6 +10,8 @@ from .images import load_image
 from .prompts import format_prompt
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end|>")
+#: What every answer needs, whatever a checkpoint's own settings say.
+ONE_BY_ONE = {"use_cache": True, "num_beams": 1, "return_dict_in_generate": False}
 _FORMATTED = ("<|user|>", "<|system|>")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -122,7 +125,7 @@ def stream(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; pass at least 1.")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; pass 0 for the likeliest answer, or more.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     try:
@@ -155,7 +158,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     tokenizer = processor.tokenizer
     vocabulary = tokenizer.get_vocab()
     ends = end_ids(tokenizer)
-    rng = torch.Generator(model.device).manual_seed(seed) if seed is not None else None
+    rng = torch.Generator(model.device).manual_seed(int(seed)) if seed is not None else None
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     compiled = getattr(model, "compiled_decoding", None)
     cache = {"past_key_values": compiled.empty_cache(inputs["input_ids"].shape[1] + max_new_tokens)} if compiled else {}
@@ -163,6 +166,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
         **inputs,
         **sampling,
         **cache,
+        **ONE_BY_ONE,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,

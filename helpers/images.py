@@ -127,7 +127,8 @@ def _read_bytes(source, max_bytes: int, timeout: float, allow_private: bool) -> 
 
 def _read_file(source, max_bytes: int) -> bytes:
     try:
-        path = Path(source).expanduser()
+        path = Path(source)
+        path = path if path.is_file() else path.expanduser()
         if not path.is_file():  # a folder, a pipe or a device would block or never end
             found = "it is not a file" if path.exists() else "there is no such file"
             raise _Unreadable(f"{found}; check the path")
@@ -201,7 +202,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise _Unreadable("it has no pixels")
     if array.dtype == bool:
         array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = _round(array / 257)
     elif np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # written so that NaN is refused as well

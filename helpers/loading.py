@@ -50,7 +50,7 @@ def load_model_and_processor(
             variable PHI3_VISION_CHECKPOINT, else the bundled `POCKET`.
         revision: branch, tag or commit of the hub repository.
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
-        dtype: a torch.dtype; by default what `choose_dtype` says.
+        dtype: a torch.dtype or its name; by default what `choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
         quantization: None, "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA
             only), or a transformers quantization config.
@@ -78,7 +78,7 @@ def load_model_and_processor(
     verify_checksums(folder)
     parameters = count_parameters(folder)
     device = torch.device(device) if device is not None else choose_device().value
-    dtype = dtype or choose_dtype(device, parameters).value
+    dtype = _dtype_named(dtype) or choose_dtype(device, parameters).value
     attention = attn_implementation or ("sdpa" if compile else choose_attention(device, dtype).value)
     if compile and device.type != "cuda":
         raise ValueError(
@@ -87,6 +87,9 @@ def load_model_and_processor(
     if compile and attention not in ("sdpa", "eager"):
         raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attention!r}.')
     quantization = _quantization_config(quantization, device, dtype)
+    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
+    if backend is not None and not backend.is_available():
+        raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
     _check_memory(parameters, device, dtype, quantization)
 
     from .phi3_v.modeling_phi3_v import Phi3VForCausalLM
@@ -300,6 +303,16 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
+def _dtype_named(dtype):
+    """A torch.dtype for its name; None for "auto"."""
+    import torch
+
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in (None, "auto") and not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}; pass torch.float32, torch.bfloat16, torch.float16 or None.")
+    return found
+
+
 def _quantization_config(quantization, device, dtype):
     if quantization is None or not isinstance(quantization, str):
         return quantization
@@ -381,6 +394,9 @@ def _explained(folder: Path):
         yield
     except torch.OutOfMemoryError:
         pass
+    except ImportError as error:
+        text = " ".join(str(error).split())[:300]
+        raise RuntimeError(f"{text} Install what is named here, or leave the setting that needs it out.") from error
     except Exception as error:  # a damaged config can fail anywhere
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(

@@ -29,7 +29,10 @@ def format_prompt(
         raise ValueError(f"num_images is {num_images}; pass 0 for a question without pictures, or more.")
     prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""
     pictures = "".join(f"<|image_{i}|>\n" for i in range(1, num_images + 1))
-    for asked, answered in history:
+    for turn in history:
+        if not isinstance(turn, (tuple, list)) or len(turn) != 2:
+            raise ValueError(f"history holds {turn!r}; pass pairs of a question and its answer.")
+        asked, answered = turn
         prompt += _turn(pictures + escape_control_tokens(asked))
         prompt += f"{escape_control_tokens(answered)}<|end|>\n"
         pictures = ""

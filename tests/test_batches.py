@@ -47,3 +47,13 @@ def test_wrong_counts(tiny, images):
         generate_many(*tiny, PROMPTS[:2], images[:2], batch_size=0)
     with pytest.raises(ValueError, match="0 images"):
         generate_many(*tiny, ["<|user|>\n<|image_1|>\nHello<|end|>\n<|assistant|>\n"], [[]])
+
+
+def test_a_column_of_a_table(tiny, images):
+    """Its rows count by position, whatever they are labelled."""
+    import pandas as pd
+
+    table = pd.DataFrame({"prompt": PROMPTS, "images": images}, index=range(len(PROMPTS), 0, -1))
+    assert generate_many(*tiny, table["prompt"], table["images"], max_new_tokens=4, progress=False) == generate_many(
+        *tiny, PROMPTS, images, max_new_tokens=4, progress=False
+    )

@@ -454,3 +454,14 @@ def test_every_hop_is_checked(server, monkeypatch, host, hops):
 )
 def test_is_public(address, expected):
     assert is_public(address) is expected
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("~picture.png")
+    assert load_image("~picture.png").size == (8, 8)
+
+
+def test_16_bits_in_either_byte_order():
+    array = np.full((4, 4), 65535, ">u2")
+    assert np.asarray(load_image(array)).min() == 255

@@ -2,6 +2,7 @@ import hashlib
 import json
 import random
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -284,3 +285,24 @@ def test_parameters_are_counted_over_shards(folder):
     (folder / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks b\.safetensors"):
         loading.count_parameters(folder)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there(golden_checkpoint, device):
+    if {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
+        pytest.skip("it is there")
+    with pytest.raises(ValueError, match=f"device is {device}.*leave it out"):
+        load_model_and_processor(golden_checkpoint, device=device)
+
+
+def test_dtypes_by_name(golden_checkpoint):
+    assert load_model_and_processor(golden_checkpoint, dtype="bfloat16")[0].dtype == torch.bfloat16
+    load_model_and_processor(golden_checkpoint, dtype="auto")
+    with pytest.raises(ValueError, match="dtype is 'float99'"):
+        load_model_and_processor(golden_checkpoint, dtype="float99")
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is there")
+def test_attention_that_is_not_installed(golden_checkpoint):
+    with pytest.raises(RuntimeError, match="leave the setting"):
+        load_model_and_processor(golden_checkpoint, attn_implementation="flash_attention_2")

@@ -1,3 +1,4 @@
+import copy
 import io
 
 import pytest
@@ -281,3 +282,15 @@ def test_the_seed_snippet():
     response = processor.batch_decode(generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
     assert isinstance(response, str)
     assert generate_ids.shape == (1, 10)
+
+
+def test_a_draft_model_sees_the_pictures(model, processor):
+    inputs = processor(SHORT, images(0))
+    assert generate(model, inputs, assistant_model=copy.deepcopy(model))[0].tolist() == greedy(model, inputs)
+
+
+def test_no_image_token_whatever_is_suppressed(model, processor):
+    inputs = processor(SHORT, images(0))
+    new = generate(model, inputs, prompt_lookup_num_tokens=3, suppress_tokens=[5])[0].tolist()
+    assert len(new) == 30
+    assert not {5, model.config.image_token_id} & set(new)

@@ -335,3 +335,20 @@ def test_decoding():
     inputs = processor("<|user|>\n<|image_1|>\nHi<|end|>\n", noise_image(20, 20))
     assert processor.batch_decode(inputs["input_ids"])  # the original: OverflowError (decode_negative_ids)
     assert "image" not in processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)[0]
+
+
+def test_settings_in_groups():
+    processor = tiny_processor()
+    prompt, image = "<|image_1|> a", noise_image(300, 200, 0)
+    for grouped, flat in (
+        ({"images_kwargs": {"num_crops": 1}}, {"num_crops": 1}),
+        ({"text_kwargs": {"padding": "max_length", "max_length": 400}}, {"padding": "max_length", "max_length": 400}),
+    ):
+        one, other = processor(prompt, image, **grouped), processor(prompt, image, **flat)
+        assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_max_length_alone_cuts_nothing():
+    processor = tiny_processor()
+    prompt = "a b c d e f g h"
+    assert torch.equal(processor(prompt, max_length=3)["input_ids"], processor(prompt)["input_ids"])

@@ -75,3 +75,8 @@ def test_prompt_is_what_the_chat_template_writes(tiny):
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     written = tiny[1].apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert helpers.format_prompt("What is this?") == written
+
+
+def test_history_is_made_of_pairs():
+    with pytest.raises(ValueError, match="pairs"):
+        format_prompt("And?", history=[{"role": "user", "content": "Hi"}])

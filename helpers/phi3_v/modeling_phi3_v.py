@@ -5,6 +5,7 @@ from torch import nn
 from transformers import CLIPVisionModel, GenerationConfig, GenerationMixin, Phi3Model
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3PreTrainedModel, Phi3RotaryEmbedding
@@ -229,8 +230,6 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         # The official files stop at `</s>` alone, but the model ends its answers with `<|end|>`.
         if generation_config.eos_token_id in (None, 2, [2]):
             generation_config.eos_token_id = self.config.stop_token_ids
-        # An image token in an answer would stand for a picture that does not exist.
-        generation_config.suppress_tokens = generation_config.suppress_tokens or [self.config.image_token_id]
         self._generation_config = generation_config
 
     @can_return_tuple
@@ -282,6 +281,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """
         total = 0 if position_ids is None else position_ids.shape[-1]
         limit, is_first = self.model.rotary_emb.short_context, kwargs.get("is_first_iteration")
+        cached = past_key_values is not None and not past_key_values.is_compileable
+        if cached and not is_first and past_key_values.get_seq_length() == 0:
+            kwargs["is_first_iteration"] = is_first = True  # a draft model's first step, which needs the pictures
         past = past_key_values.get_seq_length() if past_key_values is not None and (is_first or total > limit) else 0
         if past and ((position_ids[:, past - 1] < limit) & (position_ids[:, -1] >= limit)).any():
             if inputs_embeds is not None:
@@ -298,6 +300,12 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             kwargs.update({key: value[is_new] if is_new.any() else None for key, value in pictures.items()})
         kwargs.update(past_key_values=past_key_values, position_ids=position_ids, inputs_embeds=inputs_embeds)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        # Whatever a user suppresses: an image token in an answer would stand for a picture that does not exist.
+        processors = super()._get_logits_processor(*args, **kwargs)
+        processors.append(SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device))
+        return processors
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         if generation_config.prefill_chunk_size is not None:

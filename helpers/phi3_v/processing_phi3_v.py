@@ -68,6 +68,10 @@ class Phi3VProcessor(ProcessorMixin):
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
         each once, in any order; for `<|image|>` in the text; for truncating a prompt with pictures.
         """
+        common, texts, pictures = (kwargs.pop(f"{kind}_kwargs", None) or {} for kind in ("common", "text", "images"))
+        if grouped := {**common, **texts, **pictures}:
+            kwargs |= {"padding": padding, "truncation": truncation, "max_length": max_length}
+            return self(text, images, **{"return_tensors": return_tensors, **kwargs, **grouped})
         prompts = [text] if isinstance(text, str) else text
         if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"`text` must be a string or a list of strings, got {type(text).__name__}.")
@@ -123,7 +127,7 @@ class Phi3VProcessor(ProcessorMixin):
             if i % 2:
                 input_ids += [self.image_token_id] * next(sizes)
             else:
-                input_ids += self.tokenizer(piece, truncation=truncation, max_length=max_length).input_ids
+                input_ids += self.tokenizer(piece, truncation=truncation or False, max_length=max_length).input_ids
         return input_ids
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
