@@ -51,7 +51,7 @@ def test_wrong_counts(tiny, images):
 
 def test_a_column_of_a_table(tiny, images):
     """Its rows count by position, whatever they are labelled."""
-    import pandas as pd
+    pd = pytest.importorskip("pandas")
 
     table = pd.DataFrame({"prompt": PROMPTS, "images": images}, index=range(len(PROMPTS), 0, -1))
     assert generate_many(*tiny, table["prompt"], table["images"], max_new_tokens=4, progress=False) == generate_many(
