@@ -6,11 +6,12 @@ transformers code works on the checkpoint too, without remote code.
 
 from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
 from .batches import generate_many
+from .checkpoints import OFFICIAL, POCKET, CheckpointError
 from .display import show_images
 from .doctor import doctor
 from .generation import Answer, generate, stream
 from .images import ImageLoadError, load_image
-from .loading import OFFICIAL, POCKET, CheckpointError, load_model_and_processor
+from .loading import load_model_and_processor
 from .prompts import format_prompt
 from .widgets import ask_about_your_pictures
 

@@ -6,20 +6,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .loading import (
+from .checkpoints import (
     OFFICIAL,
     POCKET,
     CheckpointError,
-    available_memory,
     checkpoint_name,
-    choose_attention,
-    choose_device,
-    choose_dtype,
     count_parameters,
     find_checkpoint,
-    lack_of_memory,
     verify_checksums,
 )
+from .machine import available_memory, choose_attention, choose_device, choose_dtype, lack_of_memory
 
 PYTHON_FLOOR = (3, 11)
 FLOORS = {"transformers": "5.17", "torch": "2.11", "pillow": "13.0"}

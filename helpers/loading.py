@@ -1,34 +1,13 @@
 """Load the model and its processor from the bundled checkpoint, a folder, or the Hugging Face hub."""
 
 import contextlib
-import errno
-import hashlib
-import json
-import os
-import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-OFFICIAL = "microsoft/Phi-3-vision-128k-instruct"
-POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
-SUMS = "SHA256SUMS"
-SMALL = 100_000_000  # parameters; below, float32 costs next to nothing and keeps stored answers stable
+from .checkpoints import CheckpointError, count_parameters, find_checkpoint, verify_checksums
+from .machine import SMALL, choose_attention, choose_device, choose_dtype, lack_of_memory
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
-
-
-class CheckpointError(OSError):
-    """A checkpoint is missing, incomplete or changed; the message names the file and the fix."""
-
-
-class Choice(NamedTuple):
-    """A setting picked for this machine, and why."""
-
-    value: object
-    reason: str
 
 
 def load_model_and_processor(
@@ -119,190 +98,6 @@ def load_model_and_processor(
     return model, processor
 
 
-def checkpoint_name(checkpoint=None) -> str:
-    """The folder or hub name that `load_model_and_processor(checkpoint)` would take."""
-    return str(checkpoint or os.environ.get("PHI3_VISION_CHECKPOINT") or POCKET)
-
-
-def find_checkpoint(checkpoint=None, *, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """Return the folder that holds the checkpoint, downloading it from the hub if it is a name there.
-
-    Raises:
-        CheckpointError: it is nowhere to be found.
-    """
-    name = checkpoint_name(checkpoint)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _checked(folder)
-    if folder == POCKET:
-        raise CheckpointError(
-            "The bundled checkpoint checkpoints/phi-3-vision-pocket is missing; clone the repository again "
-            "and install it with `pip install -e .`, or pass checkpoint=helpers.OFFICIAL."
-        )
-    if not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name}; check the path, or leave checkpoint out.")
-    return _download(name, revision, local_files_only)
-
-
-def verify_checksums(folder: Path) -> bool:
-    """Compare a folder's files with its SHA256SUMS; False if it has none.
-
-    Raises:
-        CheckpointError: a file is missing or differs, or the list itself is damaged.
-    """
-    sums = Path(folder) / SUMS
-    if not sums.is_file():
-        return False
-    fix = "restore it with `git checkout -- checkpoints`, or download it again"
-    *lines, rest = sums.read_bytes().decode("utf-8", "replace").split("\n")
-    for line in lines:
-        entry = _SUM_LINE.fullmatch(line)
-        if entry is None:
-            raise CheckpointError(f"{sums} is damaged; {fix}.")
-        file = sums.with_name(entry[2])
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing but listed in {SUMS}; {fix}.")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry[1]:
-                raise CheckpointError(f"{file} has changed: its hash is not the one in {SUMS}; {fix}.")
-    if rest or not lines:
-        raise CheckpointError(f"{sums} is damaged; {fix}.")
-    return True
-
-
-def count_parameters(folder: Path) -> int:
-    """The number of weights in a folder's safetensors files, read from their headers.
-
-    Raises:
-        CheckpointError: there are none, some are missing, or a header is damaged.
-    """
-    from math import prod
-
-    from safetensors import SafetensorError, safe_open
-
-    folder = Path(folder)
-    index_file = folder / "model.safetensors.index.json"
-    try:
-        index = json.loads(index_file.read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-    except FileNotFoundError:
-        names = ["model.safetensors"]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(f"{index_file} is damaged; download it again.") from None
-    total = 0
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="numpy") as weights:
-                total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{folder} lacks {name}; only safetensors weights are read, so download them again."
-            ) from None
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / name} is damaged ({error}); download it again.") from None
-    return total
-
-
-def choose_device() -> Choice:
-    """The fastest torch.device of this machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return Choice(torch.device("cuda"), torch.cuda.get_device_name())
-    if torch.backends.mps.is_available():
-        return Choice(torch.device("mps"), "Apple GPU")
-    return Choice(torch.device("cpu"), "no CUDA or Apple GPU found")
-
-
-def choose_dtype(device, parameters: int) -> Choice:
-    """The torch.dtype that a model of so many parameters runs best in on `device`."""
-    import torch
-
-    kind = torch.device(device).type
-    if kind == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Choice(torch.bfloat16, "the GPU computes in bfloat16")
-        return Choice(torch.float16, "the GPU has no bfloat16")
-    if parameters < SMALL:
-        return Choice(torch.float32, "the model is small")
-    if kind == "mps":
-        return Choice(torch.float16, "half the memory of float32")
-    features = torch.cpu.get_capabilities()
-    if features.get("avx512_bf16") or features.get("amx_bf16"):
-        return Choice(torch.bfloat16, "the CPU computes in bfloat16")
-    return Choice(torch.float32, "the CPU has no bfloat16 units, so float32 is several times faster")
-
-
-def choose_attention(device, dtype) -> Choice:
-    """The attention implementation to use on `device` in `dtype`."""
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-
-    if torch.device(device).type != "cuda":
-        return Choice("sdpa", "flash-attn needs CUDA")
-    if not is_flash_attn_2_available():
-        return Choice("sdpa", "flash-attn is not installed")
-    if dtype not in (torch.float16, torch.bfloat16):
-        return Choice("sdpa", "flash-attn needs a half-precision dtype")
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return Choice("sdpa", "flash-attn needs an Ampere GPU or newer")
-    return Choice("flash_attention_2", "flash-attn is installed and the GPU supports it")
-
-
-def available_memory(device) -> int:
-    """Free bytes where a model on `device` would lie."""
-    import psutil
-    import torch
-
-    device = torch.device(device)
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
-    where = f"{name} at revision {revision}" if revision else name
-    try:
-        # One look at the hub for everything; without the hub it answers from the local cache.
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors"],
-            local_files_only=local_files_only,
-        )
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{where} is not on this machine and the hub was not reached. Connect to the internet and unset "
-            "HF_HUB_OFFLINE to download it once, or leave checkpoint out to use the bundled one."
-        ) from None
-    except GatedRepoError:
-        raise CheckpointError(f"{where} asks for a login; run `hf auth login` first.") from None
-    except HfHubHTTPError as error:
-        text = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The hub has no {where} ({text}); check the name and the revision.") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(
-                f"The disk is full: {where} does not fit. Free some space, or set HF_HOME to a larger disk."
-            ) from None
-        raise CheckpointError(f"Downloading {where} failed ({error}); try again.") from None
-    return _checked(Path(folder))
-
-
-def _checked(folder: Path) -> Path:
-    """The folder, if it says that it holds a Phi-3-vision checkpoint."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json; pass the folder that does.") from None
-    except (ValueError, AttributeError):
-        raise CheckpointError(f"{folder / 'config.json'} is damaged; download it again.") from None
-    if kind != "phi3_v":
-        raise CheckpointError(f"{folder} holds a model of type {kind}, not phi3_v; pass another folder.")
-    return folder
-
-
 def _dtype_named(dtype):
     """A torch.dtype for its name; None for "auto"."""
     import torch
@@ -335,21 +130,6 @@ def _quantization_config(quantization, device, dtype):
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:
-    """What is wrong and what mends it, where so many weights cannot fit."""
-    if quantization and device.type != "cpu":
-        return None  # how much is left of the weights depends on the method
-    needed, free = parameters * (1 if quantization else dtype.itemsize), available_memory(device)
-    if needed <= free:
-        return None
-    form = "int8" if quantization else str(dtype).removeprefix("torch.")
-    return (
-        f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
-        'close other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), '
-        'or on CUDA quantization="int4" (an eighth)',
-    )
 
 
 def _check_memory(parameters: int, device, dtype, quantization) -> None:

@@ -43,6 +43,19 @@ def golden_checkpoint() -> Path:
     return GOLDEN / "checkpoint"
 
 
+@pytest.fixture
+def folder(golden_checkpoint, tmp_path) -> Path:
+    """A copy of the tiny checkpoint with its SHA256SUMS, to change as one likes."""
+    from phi3_v_data import write_sums
+
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(golden_checkpoint, copy)
+    for file in copy.iterdir():
+        file.chmod(0o644)
+    write_sums(copy)
+    return copy
+
+
 @pytest.fixture(scope="session")
 def golden_images() -> Path:
     return GOLDEN / "images"

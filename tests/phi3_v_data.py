@@ -1,5 +1,6 @@
 """What the tests of helpers.phi3_v share: the golden data, and a tiny random model with its tokenizer."""
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,16 @@ def load_json(name):
 
 def load_case(name):
     return load_json(f"cases/{name}.json"), load_file(GOLDEN / "cases" / f"{name}.safetensors")
+
+
+def write_sums(folder):
+    """Makes the SHA256SUMS of a checkpoint's folder."""
+    lines = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted(folder.iterdir())
+        if file.name != "SHA256SUMS"
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines), newline="\n")
 
 
 def golden_image(name):

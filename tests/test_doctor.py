@@ -81,7 +81,7 @@ def test_changed_checkpoint(golden_checkpoint, tmp_path):
 def test_official_weights_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("helpers.loading.available_memory", lambda device: 64_000_000_000)
+    monkeypatch.setattr("helpers.machine.available_memory", lambda device: 64_000_000_000)
     report = helpers.doctor(helpers.OFFICIAL)
     assert report.ok
     assert "not downloaded yet (8.3 GB)" in facts(report)["checkpoint"]
@@ -92,7 +92,7 @@ def test_official_weights_not_downloaded(monkeypatch, tmp_path):
 
 
 def test_weights_that_do_not_fit(monkeypatch, golden_checkpoint):
-    monkeypatch.setattr("helpers.loading.available_memory", lambda device: 1_000_000)
+    monkeypatch.setattr("helpers.machine.available_memory", lambda device: 1_000_000)
     report = helpers.doctor(golden_checkpoint)
     assert not report.ok
     (problem,) = report.problems

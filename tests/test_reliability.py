@@ -35,7 +35,7 @@ from PIL import Image
 import helpers
 from benchmarks import pictures
 from helpers import CheckpointError, ImageLoadError, format_prompt, generate, load_image
-from helpers.loading import verify_checksums
+from helpers.checkpoints import verify_checksums
 
 # Pictures
 

@@ -1,0 +1,148 @@
+"""Checkpoints on disk: find a folder or download it, check its files, count its weights."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+OFFICIAL = "microsoft/Phi-3-vision-128k-instruct"
+POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
+SUMS = "SHA256SUMS"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
+
+
+class CheckpointError(OSError):
+    """A checkpoint is missing, incomplete or changed; the message names the file and the fix."""
+
+
+def checkpoint_name(checkpoint=None) -> str:
+    """The folder or hub name that `load_model_and_processor(checkpoint)` would take."""
+    return str(checkpoint or os.environ.get("PHI3_VISION_CHECKPOINT") or POCKET)
+
+
+def find_checkpoint(checkpoint=None, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """Return the folder that holds the checkpoint, downloading it from the hub if it is a name there.
+
+    Raises:
+        CheckpointError: it is nowhere to be found.
+    """
+    name = checkpoint_name(checkpoint)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if folder == POCKET:
+        raise CheckpointError(
+            "The bundled checkpoint checkpoints/phi-3-vision-pocket is missing; clone the repository again "
+            "and install it with `pip install -e .`, or pass checkpoint=helpers.OFFICIAL."
+        )
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name}; check the path, or leave checkpoint out.")
+    return _download(name, revision, local_files_only)
+
+
+def verify_checksums(folder: Path) -> bool:
+    """Compare a folder's files with its SHA256SUMS; False if it has none.
+
+    Raises:
+        CheckpointError: a file is missing or differs, or the list itself is damaged.
+    """
+    sums = Path(folder) / SUMS
+    if not sums.is_file():
+        return False
+    fix = "restore it with `git checkout -- checkpoints`, or download it again"
+    *lines, rest = sums.read_bytes().decode("utf-8", "replace").split("\n")
+    for line in lines:
+        entry = _SUM_LINE.fullmatch(line)
+        if entry is None:
+            raise CheckpointError(f"{sums} is damaged; {fix}.")
+        file = sums.with_name(entry[2])
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing but listed in {SUMS}; {fix}.")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry[1]:
+                raise CheckpointError(f"{file} has changed: its hash is not the one in {SUMS}; {fix}.")
+    if rest or not lines:
+        raise CheckpointError(f"{sums} is damaged; {fix}.")
+    return True
+
+
+def count_parameters(folder: Path) -> int:
+    """The number of weights in a folder's safetensors files, read from their headers.
+
+    Raises:
+        CheckpointError: there are none, some are missing, or a header is damaged.
+    """
+    from math import prod
+
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    index_file = folder / "model.safetensors.index.json"
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    except FileNotFoundError:
+        names = ["model.safetensors"]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{index_file} is damaged; download it again.") from None
+    total = 0
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="numpy") as weights:
+                total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{folder} lacks {name}; only safetensors weights are read, so download them again."
+            ) from None
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is damaged ({error}); download it again.") from None
+    return total
+
+
+def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    where = f"{name} at revision {revision}" if revision else name
+    try:
+        # One look at the hub for everything; without the hub it answers from the local cache.
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors"],
+            local_files_only=local_files_only,
+        )
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{where} is not on this machine and the hub was not reached. Connect to the internet and unset "
+            "HF_HUB_OFFLINE to download it once, or leave checkpoint out to use the bundled one."
+        ) from None
+    except GatedRepoError:
+        raise CheckpointError(f"{where} asks for a login; run `hf auth login` first.") from None
+    except HfHubHTTPError as error:
+        text = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"The hub has no {where} ({text}); check the name and the revision.") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CheckpointError(
+                f"The disk is full: {where} does not fit. Free some space, or set HF_HOME to a larger disk."
+            ) from None
+        raise CheckpointError(f"Downloading {where} failed ({error}); try again.") from None
+    return _checked(Path(folder))
+
+
+def _checked(folder: Path) -> Path:
+    """The folder, if it says that it holds a Phi-3-vision checkpoint."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no config.json; pass the folder that does.") from None
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"{folder / 'config.json'} is damaged; download it again.") from None
+    if kind != "phi3_v":
+        raise CheckpointError(f"{folder} holds a model of type {kind}, not phi3_v; pass another folder.")
+    return folder

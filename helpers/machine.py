@@ -1,0 +1,82 @@
+"""What suits this machine: the device, dtype and attention to use, and whether a model fits in its memory."""
+
+from typing import NamedTuple
+
+SMALL = 100_000_000  # parameters; below, float32 costs next to nothing and keeps stored answers stable
+
+
+class Choice(NamedTuple):
+    """A setting picked for this machine, and why."""
+
+    value: object
+    reason: str
+
+
+def choose_device() -> Choice:
+    """The fastest torch.device of this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Choice(torch.device("cuda"), torch.cuda.get_device_name())
+    if torch.backends.mps.is_available():
+        return Choice(torch.device("mps"), "Apple GPU")
+    return Choice(torch.device("cpu"), "no CUDA or Apple GPU found")
+
+
+def choose_dtype(device, parameters: int) -> Choice:
+    """The torch.dtype that a model of so many parameters runs best in on `device`."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice(torch.bfloat16, "the GPU computes in bfloat16")
+        return Choice(torch.float16, "the GPU has no bfloat16")
+    if parameters < SMALL:
+        return Choice(torch.float32, "the model is small")
+    if kind == "mps":
+        return Choice(torch.float16, "half the memory of float32")
+    features = torch.cpu.get_capabilities()
+    if features.get("avx512_bf16") or features.get("amx_bf16"):
+        return Choice(torch.bfloat16, "the CPU computes in bfloat16")
+    return Choice(torch.float32, "the CPU has no bfloat16 units, so float32 is several times faster")
+
+
+def choose_attention(device, dtype) -> Choice:
+    """The attention implementation to use on `device` in `dtype`."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    if torch.device(device).type != "cuda":
+        return Choice("sdpa", "flash-attn needs CUDA")
+    if not is_flash_attn_2_available():
+        return Choice("sdpa", "flash-attn is not installed")
+    if dtype not in (torch.float16, torch.bfloat16):
+        return Choice("sdpa", "flash-attn needs a half-precision dtype")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return Choice("sdpa", "flash-attn needs an Ampere GPU or newer")
+    return Choice("flash_attention_2", "flash-attn is installed and the GPU supports it")
+
+
+def available_memory(device) -> int:
+    """Free bytes where a model on `device` would lie."""
+    import psutil
+    import torch
+
+    device = torch.device(device)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:
+    """What is wrong and what mends it, where so many weights cannot fit."""
+    if quantization and device.type != "cpu":
+        return None  # how much is left of the weights depends on the method
+    needed, free = parameters * (1 if quantization else dtype.itemsize), available_memory(device)
+    if needed <= free:
+        return None
+    form = "int8" if quantization else str(dtype).removeprefix("torch.")
+    return (
+        f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
+        'close other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), '
+        'or on CUDA quantization="int4" (an eighth)',
+    )

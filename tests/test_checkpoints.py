@@ -1,0 +1,142 @@
+import json
+import random
+
+import pytest
+import torch
+from phi3_v_data import write_sums
+
+import helpers
+from helpers import CheckpointError, checkpoints, load_model_and_processor
+
+
+def test_environment_variable_names_the_checkpoint(folder, monkeypatch):
+    monkeypatch.setenv("PHI3_VISION_CHECKPOINT", str(folder))
+    assert checkpoints.find_checkpoint() == folder
+    assert checkpoints.find_checkpoint(helpers.POCKET.parent.parent / "tests/golden/checkpoint") != folder
+
+
+def test_bundled_checkpoint_is_the_default(pocket):
+    assert checkpoints.find_checkpoint() == pocket
+    assert checkpoints.verify_checksums(pocket)
+    model, _ = load_model_and_processor(device="cpu")
+    assert model.dtype == torch.float32
+
+
+def test_missing_bundled_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "POCKET", tmp_path / "phi-3-vision-pocket")
+    with pytest.raises(CheckpointError, match=r"bundled checkpoint .* is missing; clone"):
+        load_model_and_processor()
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a b", "../x/y"])
+def test_missing_folder(name):
+    with pytest.raises(CheckpointError, match="no folder"):
+        load_model_and_processor(name)
+
+
+def test_folder_without_config(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_model_and_processor(tmp_path)
+
+
+@pytest.mark.parametrize("local_files_only", [True, False])
+def test_official_weights_offline(local_files_only, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="not on this machine and the hub was not reached"):
+        load_model_and_processor(helpers.OFFICIAL, local_files_only=local_files_only)
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_incomplete_folder(folder, missing):
+    (folder / missing).unlink()
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match="download"):
+        load_model_and_processor(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llava"}, "a model of type llava, not phi3_v"),
+        ({"hidden_size": 32}, "cannot be loaded as a Phi-3-vision checkpoint"),
+        ({"intermediate_size": 100}, "cannot be loaded as a Phi-3-vision checkpoint"),
+    ],
+)
+def test_config_of_another_model(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    write_sums(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_model_and_processor(folder, device="cpu")
+
+
+def test_every_changed_byte_is_found(folder):
+    rng = random.Random(0)
+    assert checkpoints.verify_checksums(folder)
+    for file in sorted(folder.iterdir()):
+        data = bytearray(file.read_bytes())
+        for place in {0, len(data) - 1, *(rng.randrange(len(data)) for _ in range(6))}:
+            changed = bytearray(data)
+            changed[place] ^= 1 << rng.randrange(8)
+            file.write_bytes(changed)
+            with pytest.raises(CheckpointError, match=r"changed|damaged|missing") as caught:
+                checkpoints.verify_checksums(folder)
+            assert folder.name in str(caught.value)
+        file.write_bytes(data)
+
+
+def test_loading_checks_the_hashes_and_names_the_file(folder):
+    (folder / "generation_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json has changed"):
+        load_model_and_processor(folder)
+
+
+def test_damaged_weights_without_sums(folder):
+    (folder / "SHA256SUMS").unlink()
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_model_and_processor(folder)
+
+
+def test_no_code_and_no_pickle_from_a_folder(folder):
+    """Code files that the config points to are never imported, and a pickle is never opened."""
+    canary = folder / "canary"
+    code = f"open({str(canary)!r}, 'w').close()\n"
+    for name in ("configuration_phi3_v", "modeling_phi3_v", "processing_phi3_v", "image_processing_phi3_v"):
+        (folder / f"{name}.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(code)
+    (folder / "pytorch_model.bin").write_bytes(f"cbuiltins\nexec\n(S{code!r}\ntR.".encode())
+    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_text())
+        auto = {
+            "AutoProcessor": "processing_phi3_v.P",
+            "AutoImageProcessor": "image_processing_phi3_v.P",
+            "AutoTokenizer": ["processing_phi3_v.P", None],
+        }
+        (folder / name).write_text(json.dumps(settings | {"auto_map": auto}))
+    (folder / "SHA256SUMS").unlink()
+    model, processor = load_model_and_processor(folder, device="cpu", num_crops=1)
+    helpers.generate(model, processor, "Hello", max_new_tokens=1)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="only safetensors"):
+        load_model_and_processor(folder)
+    assert not canary.exists()
+
+
+def test_parameters_are_counted_over_shards(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    assert checkpoints.count_parameters(folder) == sum(tensor.numel() for tensor in weights.values()) == 995_872
+    names = sorted(weights)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    assert checkpoints.count_parameters(folder) == 995_872
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks b\.safetensors"):
+        checkpoints.count_parameters(folder)

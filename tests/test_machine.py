@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from helpers import machine
+
+BIG = 4_000_000_000
+
+
+def cpu_with(monkeypatch, **features):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+
+
+def test_dtype_on_cpu(monkeypatch):
+    cpu_with(monkeypatch, avx512_f=True)
+    assert machine.choose_dtype("cpu", BIG).value == torch.float32
+    for unit in ("avx512_bf16", "amx_bf16"):
+        cpu_with(monkeypatch, **{unit: True})
+        assert machine.choose_dtype("cpu", BIG).value == torch.bfloat16
+        assert machine.choose_dtype("cpu", 3_000_000).value == torch.float32
+
+
+def test_dtype_on_gpus(monkeypatch):
+    for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **kwargs: has)
+        assert machine.choose_dtype("cuda", BIG).value == dtype
+    assert machine.choose_dtype("mps", BIG).value == torch.float16
+    assert machine.choose_dtype("mps", 3_000_000).value == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "capability", "expected"),
+    [
+        ("cuda", torch.bfloat16, True, (8, 0), "flash_attention_2"),
+        ("cuda", torch.float16, True, (9, 0), "flash_attention_2"),
+        ("cuda", torch.float32, True, (8, 0), "sdpa"),
+        ("cuda", torch.float16, True, (7, 5), "sdpa"),
+        ("cuda", torch.bfloat16, False, (8, 0), "sdpa"),
+        ("cpu", torch.bfloat16, True, (8, 0), "sdpa"),
+        ("mps", torch.float16, True, (8, 0), "sdpa"),
+    ],
+)
+def test_attention(monkeypatch, device, dtype, installed, capability, expected):
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert machine.choose_attention(device, dtype).value == expected
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_device(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert machine.choose_device().value.type == expected
