@@ -15,7 +15,7 @@ from phi3_v_data import tiny_model
 from PIL import Image
 
 from helpers import POCKET, format_prompt, load_model_and_processor
-from training import grow, pictures, plot, pretrain_vision, recipe, scores, soup, tokenizer, train
+from training import grow, pictures, plot, pretrain_vision, reading, recipe, scores, soup, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -204,32 +204,57 @@ def test_recorded_characters_lie_where_the_ink_is():
         assert np.ptp(part) > 40, CHARACTERS[int(index)]
 
 
-def test_tiles_and_targets_name_the_character_on_each_half_patch():
+def test_lessons_name_the_character_on_each_part_of_a_patch():
     # 448 x 224 pixels: two tiles. One character fills the left half of the right tile, one covers a single half patch
-    # of the left tile, and one is too small to be read.
-    image = pictures.draw("page", "train", 0).images[0].resize((448, 224))
-    boxes = [[5, 224, 0, 336, 224], [7, 7, 14, 14, 28], [9, 70, 70, 77, 76]]
-    tiles, classes, places = pretrain_vision.tiles_and_targets(image, np.array(boxes, dtype=np.float32))
-    assert torch.equal(tiles, pretrain_vision.PROCESSOR(image)["pixel_values"][0, :3])
-    whole, left, right = classes.reshape(3, 16, 32)
-    assert (right[:, :16] == 5).all()
-    assert (right[:, 16:] == pretrain_vision.NONE).all()
-    assert (left == 7).sum() == 1
-    assert left[1, 1] == 7
-    assert np.allclose(places[1].reshape(16, 32, 3)[1, 1], [0, 0, 0.5])
-    assert left[5, 10] == pretrain_vision.IGNORED
+    # of the left tile, one is as narrow as a quarter of a patch, and one is too small to be read.
+    boxes = [[5, 224, 0, 336, 224], [7, 7, 14, 14, 28], [8, 143.5, 14, 147, 28], [9, 70, 70, 77, 76]]
+    classes, places = reading.lessons((448, 224), np.array(boxes, dtype=np.float32))
+    whole, left, right = classes.reshape(3, 16, 64)
+    assert (right[:, :32] == 5).all()
+    assert (right[:, 32:] == reading.NONE).all()
+    assert (left[1, 2:4] == 7).all()
+    assert (left == 7).sum() == 2
+    assert np.allclose(places[1].reshape(16, 64, 3)[1, 2], [0.125, 0, 0.5])
+    assert left[1, 41] == 8
+    assert (left == 8).sum() == 1
+    assert left[5, 20] == reading.IGNORED
     # The global view squeezes both tiles into one: the large character fills its third quarter.
-    assert (whole[:, 16:24] == 5).all()
-    assert (whole[:, 24:] == pretrain_vision.NONE).all()
+    assert (whole[:, 32:48] == 5).all()
+    assert (whole[:, 48:] == reading.NONE).all()
 
 
-def test_targets_follow_the_picture_into_its_padding():
+def test_lessons_follow_the_picture_into_its_padding():
     # 224 x 448 pixels would be two tiles; 336 x 448 are padded to 448 x 448, 56 pixels on each side.
-    image = pictures.draw("page", "train", 0).images[0].resize((336, 448))
-    _, classes, _ = pretrain_vision.tiles_and_targets(image, np.array([[3, 0, 0, 168, 224]], dtype=np.float32))
-    upper_left = classes[1].reshape(16, 32)
-    assert (upper_left[:, :8] == pretrain_vision.NONE).all()
-    assert (upper_left[:, 8:] == 3).all()
+    classes, _ = reading.lessons((336, 448), np.array([[3, 0, 0, 168, 224]], dtype=np.float32))
+    upper_left = classes[1].reshape(16, 64)
+    assert (upper_left[:, :16] == reading.NONE).all()
+    assert (upper_left[:, 16:] == 3).all()
+
+
+def test_a_picture_of_unknown_characters_teaches_no_reading():
+    classes, boxes = reading.lessons((448, 448), np.zeros((0, 5), dtype=np.float32))
+    assert (classes == reading.IGNORED).all()
+    predicted = torch.zeros(5, 256, 4, reading.NONE + 1), boxes, torch.zeros(5, 256, 4, 3)
+    loss, accuracy = reading.loss_and_accuracy(predicted, torch.zeros(5, 3, 224, 224), classes, boxes)
+    assert (loss, accuracy) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", sorted(pictures.KINDS))
+def test_every_picture_has_its_lessons_tile_by_tile(kind):
+    collate = train.Collate(train.build_processor(), read=True)
+    batch = collate([pictures.draw(kind, "train", i) for i in range(2)])
+    if kind == "notes":
+        assert "classes" not in batch
+        return
+    tiles = sum(int(h) * int(w) // 224**2 + 1 for h, w in batch["image_sizes"])
+    assert batch["classes"].shape == (tiles, 256, 4)
+    model = train.Phi3VForCausalLM(train.build_config(collate.processor))
+    reader = reading.TowerReader(model.vision_tower)
+    loss, lesson, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
+    assert len(reader.tiles) == tiles
+    (loss + lesson).backward()
+    assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
+    assert measures["whole"] == 0
 
 
 def test_shapes_are_marked_where_they_are():
@@ -241,13 +266,13 @@ def test_shapes_are_marked_where_they_are():
         assert (int(3 * row), int(3 * column)) == (thing["row"], thing["column"])
 
 
-def test_colors_of_half_patches():
+def test_colors_of_parts():
     tiles = torch.zeros(2, 3, 224, 224)
     tiles[1, 0, :14, 7:14] = 1  # the right half of the first patch is red
-    colors = pretrain_vision.colors_of(tiles)
-    assert colors.shape == (2, 256, 2, 3)
-    assert colors[1, 0].tolist() == [[0, 0, 0], [1, 0, 0]]
-    assert colors.sum() == 1
+    colors = reading.colors_of(tiles)
+    assert colors.shape == (2, 256, 4, 3)
+    assert colors[1, 0].tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert colors.sum() == 2
 
 
 def test_positions_of_smaller_tiles_are_repeated():
@@ -289,7 +314,7 @@ def test_labels_are_what_the_assistant_says():
     sample.turns = [("First?", "One."), ("Second?", "Two.")]
     inputs = train.Collate(processor)([sample])
     labels = inputs["labels"][0]
-    assert processor.tokenizer.decode(labels[labels != -100]) == "One.<|end|> Two.<|end|>"
+    assert processor.tokenizer.decode(labels[labels != -100]) == "One.<|end|> Two.<|end|><|endoftext|>"
     assert torch.equal(labels[labels != -100], inputs["input_ids"][0][labels != -100])
 
 

@@ -11,16 +11,18 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 from helpers.prompts import format_prompt
 
-from . import recipe, tokenizer
+from . import reading, recipe, tokenizer
 from .grow import grown
 from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import KINDS, draw
 from .pictures.sample import Sample
+from .reading import TowerReader, lessons
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 #: Kinds of pictures in the order of the steps, over and over: a batch of one kind needs less padding than a mixed one.
@@ -79,26 +81,37 @@ def with_tower(model: Phi3VForCausalLM, state: str) -> Phi3VForCausalLM:
 def conversation(sample: Sample) -> str:
     """All turns of a sample in the model's markup."""
     *history, (question, answer) = sample.turns
-    return format_prompt(question, len(sample.images), history=history) + f"{answer}<|end|>"
+    return format_prompt(question, len(sample.images), history=history) + f"{answer}<|end|><|endoftext|>"
 
 
 class Collate:
-    """Samples to model inputs with `labels`: what the assistant says, `<|end|>` included; -100 elsewhere."""
+    """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `read`,
+    also the `lessons` of their pictures' tiles."""
 
-    def __init__(self, processor: Phi3VProcessor):
-        self.processor = processor
-        self.assistant, self.end = processor.tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|end|>"])
+    def __init__(self, processor: Phi3VProcessor, read: bool = False):
+        self.processor, self.read = processor, read
+        names = ["<|assistant|>", "<|end|>", "<|endoftext|>"]
+        self.assistant, self.end, self.end_of_text = processor.tokenizer.convert_tokens_to_ids(names)
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         inputs = dict(self.processor([conversation(s) for s in samples], [s.images for s in samples]))
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
         for ids, labels in zip(inputs["input_ids"].tolist(), inputs["labels"]):
-            inside = False
+            inside, last = False, None
             for i, token in enumerate(ids):
-                if inside:
+                if inside or (last, token) == (self.end, self.end_of_text):
                     labels[i] = token
-                inside = token == self.assistant or (inside and token != self.end)
+                inside, last = token == self.assistant or (inside and token != self.end), token
+        if self.read and "pixel_values" in inputs:
+            # In the order of the pictures in the text, which is that of the samples' lists.
+            pairs = [lessons(image.size, marks) for s in samples for image, marks in zip(s.images, s.characters)]
+            inputs["classes"], inputs["boxes"] = (torch.cat(part) for part in zip(*pairs, strict=True))
         return inputs
+
+
+def part_of(parameter: str) -> str:
+    """Which part of all that is trained a parameter belongs to."""
+    return "reader" if parameter.startswith("reader.") else "tower" if "vision_model" in parameter else "decoder"
 
 
 class Drawing:
@@ -111,17 +124,22 @@ class Drawing:
         return draw(self.kinds[index // self.step % len(self.kinds)], split, index)
 
 
-def loss_and_accuracy(model, batch, device) -> tuple[torch.Tensor, float]:
-    """Cross entropy of the answers' tokens, and the share of whole answers right when shown what came before."""
+def loss_and_measures(model, batch, device, reader: TowerReader | None = None):
+    """Cross entropy of the answers' tokens, the loss of the reading lessons if there are any, and as measures the share
+    of `whole` answers right when shown what came before, and of `read` parts of patches."""
     batch = {name: part.to(device) for name, part in batch.items()}
-    labels = batch.pop("labels")[:, 1:]
+    labels, marks = batch.pop("labels")[:, 1:], [batch.pop(name) for name in ("classes", "boxes") if name in batch]
     with torch.autocast(device.type, dtype=torch.bfloat16):
         hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_states[labels != -100]).float()
+        predicted = reader() if marks else None
     targets = labels[labels != -100]
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != -100] = logits.argmax(-1) == targets
-    return F.cross_entropy(logits, targets), right.all(1).float().mean().item()
+    measures, lesson = {"whole": right.all(1).float().mean().item()}, torch.zeros(())
+    if marks:
+        lesson, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *marks)
+    return F.cross_entropy(logits, targets), lesson, measures
 
 
 def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
@@ -142,6 +160,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
+    parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
@@ -163,27 +182,28 @@ def main():
         model.load_state_dict(grown(weights_of(args.start, tower=not args.vision), model.state_dict()), strict=False)
     if args.vision:
         model = with_tower(model, args.vision)
+    reader = TowerReader(model.vision_tower).to(device)
     if args.compile:
         compile_layers((*model.model.layers, *model.vision_tower.encoder.layers))
-    run = Run(
-        args.out,
-        model,
-        optimizers(model, lambda name: args.lr * (0.5 if "vision_model" in name else 1.0)),
-        args.pictures,
-    )
-    collate, drawing = Collate(processor), Drawing(args.kinds, args.batch * WORLD)
+    learning = nn.ModuleDict({"model": model, "reader": reader})
+    # The reading head begins anew each time and should be good before the tower begins to learn from it.
+    rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
+    steps = optimizers(learning, lambda name: rate[part_of(name)])
+    run = Run(args.out, learning, steps, args.pictures)
+    collate, drawing = Collate(processor, read=args.read > 0), Drawing(args.kinds, args.batch * WORLD)
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
         model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
-        loss, whole = loss_and_accuracy(model, batch, device)
-        run.update(loss, whole=whole)
+        loss, lesson, measures = loss_and_measures(model, batch, device, reader)
+        run.update(loss + args.read * lesson, **measures)
         if run.time_to_evaluate():
+            scores = {}
             with torch.no_grad():
-                scores = {kind: loss_and_accuracy(model, batch, device) for kind, batch in held_out.items()}
-            run.report(
-                **{f"heldout_loss_{kind}": loss.item() for kind, (loss, _) in scores.items()},
-                **{f"heldout_{kind}": whole for kind, (_, whole) in scores.items()},
-            )
+                for kind, batch in held_out.items():
+                    loss, _, measures = loss_and_measures(model, batch, device, reader)
+                    scores |= {f"heldout_loss_{kind}": loss.item(), f"heldout_{kind}": measures["whole"]}
+                    scores |= {f"heldout_read_{kind}": measures["read"]} if "read" in measures else {}
+            run.report(**scores)
     if RANK == 0:
         export(model, processor, args.checkpoint)
         print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "hours": run.seconds / 3600}))

@@ -68,7 +68,8 @@ def draw(rng: random.Random, split: str) -> Sample:
 def _fit(rng, split, text, width, size, max_lines):
     """Font, spacing and lines so that `text` fits: the wished size first, smaller ones until it does."""
     family, weight = fonts.pick(rng, split)
-    loose = 0.12 if rng.random() < 0.15 else 0
+    wide = rng.random()
+    loose = 2 * wide if wide < 0.15 else 0  # letter spacing in ems, as titles of one short word often have
     while True:
         font, spacing = fonts.load(family, round(size), weight), loose * size
         lines = _wrap(text, font, spacing, 0.88 * width)

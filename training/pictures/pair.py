@@ -17,10 +17,10 @@ NO_DIFFERENCE = "There is no difference between the two images."
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Two scenes or two charts."""
-    images, places = (_scenes if rng.random() < 0.9 else _charts)(rng, split)
+    images, marks, places = (_scenes if rng.random() < 0.9 else _charts)(rng, split)
     images = [effects.wear(rng, image) for image in images]
     truth = {"differences": [clause(place) for place in places if place[1] != place[2]]}
-    return Sample("pair", images, [(rng.choice(QUESTIONS), answer(places))], truth)
+    return Sample("pair", images, [(rng.choice(QUESTIONS), answer(places))], truth, marks)
 
 
 def answer(places: list[tuple[str, str, str]]) -> str:
@@ -68,8 +68,8 @@ def side_by_side(first: list[scene.Thing], second: list[scene.Thing]) -> list[tu
 def _scenes(rng, split):
     first, second = two_scenes(rng)
     seed = rng.random()
-    images = [scene.paint(random.Random(seed), things)[0] for things in (first, second)]
-    return images, side_by_side(first, second)
+    images, marks = zip(*(scene.paint(random.Random(seed), things) for things in (first, second)))
+    return images, [*marks], side_by_side(first, second)
 
 
 def _charts(rng, split):
@@ -80,8 +80,8 @@ def _charts(rng, split):
             values[i] = _changed(rng, first.values[i])
     seed = rng.random()
     parts = first, replace(first, values=values)
-    images = [chart.chart_by_hand.draw(random.Random(seed), split, part)[0] for part in parts]
-    return images, list(zip(first.labels, first.values, values, strict=True))
+    images, marks = zip(*(chart.chart_by_hand.draw(random.Random(seed), split, part) for part in parts))
+    return images, [*marks], list(zip(first.labels, first.values, values, strict=True))
 
 
 def _changed(rng, value: str) -> str:

@@ -34,4 +34,5 @@ def draw(rng: random.Random, split: str) -> Sample:
     if split != "train":
         turns = turns[:1]
     truth = {"pictures": [sample.truth for sample in samples]}
-    return Sample("several", [sample.images[0] for sample in samples], turns, truth)
+    images, marks = zip(*((sample.images[0], sample.characters[0]) for sample in samples))
+    return Sample("several", [*images], turns, truth, [*marks])

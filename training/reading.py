@@ -1,0 +1,118 @@
+"""Lessons in reading for the vision tower: what lies under every part of every patch of a picture's tiles.
+
+An answer has a few dozen letters; here every tile has a thousand lessons. Each patch is cut into `PARTS` columns, for
+`i` and `l` are narrower than half a patch.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModel
+
+from helpers.phi3_v import Phi3VImageProcessor
+
+from .pictures.sample import CHARACTERS, SHAPES
+from .recipe import NUM_CROPS, PATCH, TILE
+
+PROCESSOR = Phi3VImageProcessor(NUM_CROPS, TILE)
+NONE, IGNORED = len(CHARACTERS) + len(SHAPES), -100
+PARTS = 4
+#: Characters less high than this, in pixels, need not be read (capitals have 0.72 of a font's size, boxes 0.84).
+SMALLEST = 8
+
+
+class ReadingHead(nn.Module):
+    """One linear layer that says, for each part of a patch, which character or shape covers its centre, where the
+    middle of that is and how wide it is (in patches), and the mean colour."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.head = nn.Linear(hidden_size, PARTS * (NONE + 1 + 3 + 3))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(tiles, patches, hidden_size) -> logits (tiles, patches, PARTS, classes), boxes and colours (…, PARTS, 3)."""
+        return self.head(hidden_states).float().unflatten(-1, (PARTS, -1)).split((NONE + 1, 3, 3), dim=-1)
+
+
+class TowerReader(ReadingHead):
+    """A reading head that looks at what a vision tower has just computed, whoever called the tower."""
+
+    def __init__(self, tower: CLIPVisionModel):
+        super().__init__(tower.config.hidden_size)
+        tower.register_forward_hook(self._look)
+
+    def _look(self, tower, args, output):
+        self.tiles, self.hidden_states = args[0], output.last_hidden_state[:, 1:]
+
+    def forward(self):
+        """As `ReadingHead`, for the tower's last tiles."""
+        return super().forward(self.hidden_states)
+
+
+def lessons(size: tuple[int, int], characters: np.ndarray):
+    """What the tiles of a picture of this size (width, height) show, the global view first.
+
+    Returns int64 classes (tiles, patches, PARTS) and float32 boxes (tiles, patches, PARTS, 3): the character's centre
+    relative to the part, and its width, in patches. A character too small to be read has the class IGNORED, and so
+    has everything in a picture of which no character is known.
+    """
+    resized = PROCESSOR.get_resized_size(*size)
+    width, height = (math.ceil(side / TILE) * TILE for side in resized)
+    pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2] * 2)
+    edges = characters[:, 1:] * np.tile(np.divide(resized, size), 2) + pad
+    labels = characters[:, 0].astype(np.int64)
+    whole = _lessons(labels, edges * np.tile([TILE / width, TILE / height], 2), 1, 1)
+    parts = _lessons(labels, edges, height // TILE, width // TILE)
+    classes, boxes = (np.concatenate(pair) for pair in zip(whole, parts, strict=True))
+    if len(characters) == 0:
+        classes[:] = IGNORED
+    return torch.from_numpy(classes), torch.from_numpy(boxes)
+
+
+def _lessons(labels: np.ndarray, edges: np.ndarray, rows: int, columns: int):
+    """Classes and boxes of `rows` x `columns` tiles for characters with these edges: left, top, right, bottom."""
+    side, part = TILE // PATCH, PATCH / PARTS
+    classes = np.full((rows * side, PARTS * columns * side), NONE)
+    boxes = np.zeros((*classes.shape, 3), dtype=np.float32)
+    centers = np.stack([edges[:, 0] + edges[:, 2], edges[:, 1] + edges[:, 3]], axis=1) / 2
+    first_x, last_x = np.ceil(edges[:, [0, 2]] / part - 0.5).astype(int).clip(0).T
+    first_y, last_y = np.ceil(edges[:, [1, 3]] / PATCH - 0.5).astype(int).clip(0).T
+    # A line lower than a patch may lie between two rows of centres: it belongs to the row it is in.
+    row = (centers[:, 1] // PATCH).astype(int)
+    first_y, last_y = np.minimum(first_y, row), np.maximum(last_y, row + 1)
+    for i, label in enumerate(labels):
+        where = slice(first_y[i], last_y[i]), slice(first_x[i], last_x[i])
+        classes[where] = label if edges[i, 3] - edges[i, 1] >= SMALLEST else IGNORED
+        boxes[where] = *centers[i] / PATCH, (edges[i, 2] - edges[i, 0]) / PATCH
+    boxes[..., 0] -= (np.arange(classes.shape[1]) + 0.5) / PARTS
+    boxes[..., 1] -= np.arange(classes.shape[0])[:, None] + 0.5
+
+    def cut(array):
+        shape = (rows, side, columns, side, PARTS, *array.shape[2:])
+        return array.reshape(shape).swapaxes(1, 2).reshape(rows * columns, side * side, PARTS, *array.shape[2:])
+
+    return cut(classes), cut(boxes)
+
+
+def colors_of(tiles: torch.Tensor) -> torch.Tensor:
+    """(tiles, 3, TILE, TILE) -> mean colour of each part, (tiles, patches, PARTS, 3), in the tiles' own units."""
+    side = TILE // PATCH
+    means = F.adaptive_avg_pool2d(tiles, (side, side * PARTS)).unflatten(-1, (side, PARTS))
+    return means.flatten(2, 3).permute(0, 2, 3, 1)
+
+
+def loss_and_accuracy(predicted, tiles, classes, boxes) -> tuple[torch.Tensor, float]:
+    """Cross entropy of the classes plus half the error of their boxes and the error of the colours; accuracy on the
+    parts with a character or a shape."""
+    logits, places, colors = predicted
+    there = (classes != NONE) & (classes != IGNORED)
+    weight = torch.where(classes == NONE, 0.3, 1.0) * (classes != IGNORED)
+    each = F.cross_entropy(logits.flatten(0, 2), classes.clamp(min=0).flatten(), reduction="none")
+    loss = (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
+    wrong_places = F.smooth_l1_loss(places[there], boxes[there], reduction="sum") / (3 * there.sum()).clamp(min=1)
+    loss = loss + 0.5 * wrong_places + F.smooth_l1_loss(colors, colors_of(tiles))
+    right = (logits[there].argmax(-1) == classes[there]).float()
+    return loss, right.mean().item() if len(right) else 0.0
