@@ -15,7 +15,7 @@ from phi3_v_data import tiny_model
 from PIL import Image
 
 from helpers import POCKET, format_prompt, load_model_and_processor
-from training import grow, pictures, plot, pretrain_vision, reading, recipe, scores, soup, tokenizer, train
+from training import evaluate, grow, pictures, plot, pretrain_vision, reading, recipe, scores, soup, tokenizer, train
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -99,16 +99,30 @@ def test_a_scene_is_counted_right():
         for thing in things:
             assert f"{thing.name} at the {thing.place}" in text
         for question, answer in pictures.scene.small_questions(random.Random(i), things):
+            seen, said = answer.removeprefix("I see ").removesuffix(".").split(": ")
             if asked := re.search(r"(?:many|Count the) ([a-z ]+?)s\b", question):
-                alike = [thing for thing in things if asked[1] in (thing.name, thing.shape)]
-                number = "There are no" if not alike else f": {pictures.scene.NUMBERS[len(alike)]}"
-                assert f"{number} {asked[1]}" in answer
-                assert answer.lower().count("at the ") == len(alike)
-                assert all(f"at the {thing.place}" in answer.lower() for thing in alike)
+                number = sum(asked[1] in (thing.name, thing.shape) for thing in things)
+                assert said in (f"{pictures.scene.NUMBERS[number]} {asked[1]}{s}" for s in ("", "s"))
+                assert len(re.findall(rf"{asked[1]} (?:one|two|three|four|five|six)", seen)) == number
+                assert len(seen.split(", ")) == len(things)
             else:
-                assert any(
-                    answer in (f"The {t.name} is at the {t.place}.", f"The {t.shape} is {t.color}.") for t in things
-                )
+                last = things[len(seen.split(", ")) - 1]
+                assert said in (f"the {last.name} is at the {last.place}", f"the {last.shape} is {last.color}")
+
+
+def test_a_cell_is_found_along_its_row():
+    cells = [["Fruit", "Price", "Stock"], ["Apple", "$1", "340"], ["Lemon", "$2", "208"]]
+    answers = dict(pictures.table.small_questions(random.Random(0), cells)).values()
+    assert "Lemon: Price $2; Stock 208. The Stock of Lemon is 208." in answers
+    assert "Apple: Price $1. The Price of Apple is $1." in answers
+
+
+def test_the_highest_value_is_the_last_one_marked():
+    values = pictures.chart.Chart("bar", "Pens", "tons", ["A", "B", "C", "D"], ["3", "1", "12", "4"], False)
+    answers = [answer for i in range(20) for _, answer in pictures.chart.small_questions(random.Random(i), values)]
+    assert "A 3, highest; B 1; C 12, highest; D 4. The highest value is 12 at C." in answers
+    assert "A 3, lowest; B 1, lowest; C 12; D 4. The lowest value is 1 at B." in answers
+    assert "A 3; B 1. The value of B is 1." in answers
 
 
 def test_a_pair_names_every_difference_and_none_else():
@@ -175,6 +189,17 @@ def test_the_true_answer_has_the_best_score_and_nothing_the_worst(kind):
         assert not any(best.get(name) for name in ("missing", "missed", "invented"))
         assert worst["cer"] == 1
         assert not any(worst[name] for name in worst_is_zero & set(worst))
+
+
+@pytest.mark.parametrize("kind", ["chart", "scene", "table"])
+def test_short_questions_are_scored_by_their_conclusion(kind):
+    for i in range(10):
+        sample = evaluate.short(pictures.draw(kind, "heldout", i), i)
+        _, answer = sample.turns[0]
+        assert scores.score(sample, answer) == {"exact": True, "cer": 0, "conclusion": True}
+        last = re.split(r"[.:] ", answer)[-1]
+        assert scores.score(sample, f"Read wrong. {last}")["conclusion"]
+        assert not scores.score(sample, answer.replace(last, "something else."))["conclusion"]
 
 
 def test_invented_numbers_and_differences_are_counted():

@@ -9,6 +9,8 @@ a picture of the worst ones.
 import argparse
 import itertools
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +19,17 @@ from tqdm import tqdm
 
 from helpers import format_prompt, load_model_and_processor
 
-from .pictures import KINDS, draw
+from .pictures import KINDS, chart, draw, scene, table
+from .pictures.sample import Sample
 from .scores import COUNTS, score
 from .train import MIX
+
+#: What `--short` can ask about a picture whose truth is known.
+SMALL_QUESTIONS = {
+    "chart": lambda rng, truth: chart.small_questions(rng, chart.Chart(**truth)),
+    "scene": lambda rng, truth: scene.small_questions(rng, [scene.Thing(**thing) for thing in truth["things"]]),
+    "table": lambda rng, truth: table.small_questions(rng, truth["cells"]),
+}
 
 
 def answer(model, processor, samples, batch: int = 16) -> list[str]:
@@ -32,6 +42,12 @@ def answer(model, processor, samples, batch: int = 16) -> list[str]:
         out = model.generate(**inputs, max_new_tokens=500, do_sample=False)
         answers += processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
+
+
+def short(sample: Sample, index: int) -> Sample:
+    """The same picture with one short question: a value of a chart, a cell of a table, a count, place or colour."""
+    turns = SMALL_QUESTIONS[sample.kind](random.Random(index), sample.truth)
+    return replace(sample, kind=f"short {sample.kind}", turns=turns[:1])
 
 
 def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
@@ -56,23 +72,28 @@ def main():
     parser.add_argument(
         "--kinds", nargs="+", default=sorted(set(MIX)), choices=KINDS, help="by default all that `train` mixes"
     )
+    parser.add_argument("--short", action="store_true", help="one short question on each chart, table or scene instead")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
     parser.add_argument("--quantization", help="int8, say: what is lost by it?")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
+    if args.short:
+        args.kinds = [kind for kind in args.kinds if kind in SMALL_QUESTIONS]
     torch.manual_seed(0)
     model, processor = load_model_and_processor(args.checkpoint, quantization=args.quantization)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, report = ["| kind, split | pictures | exact | more |", "|---|---|---|---|"], {}
     for kind, split in itertools.product(args.kinds, ("heldout", "heldout_fonts")):
-        name = f"{kind}, {split.replace('_', ' ')}"
+        name = f"{'short ' * args.short}{kind}, {split.replace('_', ' ')}"
         samples = [draw(kind, split, i) for i in tqdm(range(args.pictures), unit="pic", desc=name)]
+        if args.short:
+            samples = [short(sample, i) for i, sample in enumerate(samples)]
         texts = answer(model, processor, samples)
         scores = [score(sample, text) for sample, text in zip(samples, texts, strict=True)]
         mean = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
         wrong = [(sc["cer"], sample, text) for sc, sample, text in zip(scores, samples, texts) if not sc["exact"]]
         wrong.sort(key=lambda mistake: -mistake[0])
-        sheet_of_errors(wrong, args.out / f"worst_{kind}_{split}.png")
+        sheet_of_errors(wrong, args.out / f"worst_{'short_' * args.short}{kind}_{split}.png")
         more = ", ".join(
             f"{name} {value:.2f}" if name in COUNTS else f"{name} {value:.1%}"
             for name, value in mean.items()

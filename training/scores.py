@@ -65,6 +65,16 @@ def score_pair(sample: Sample, text: str) -> dict[str, float]:
     return {"found": len(truth) - missed, "missed": missed, "invented": _left_over(said, truth)}
 
 
+def score_short(sample: Sample, text: str) -> dict[str, float]:
+    """Is the `conclusion` exact: what comes after all that was read on the way?"""
+    return {"conclusion": conclusion(text) == conclusion(sample.turns[0][1])}
+
+
+def conclusion(answer: str) -> str:
+    """The last sentence, or what stands behind its colon."""
+    return re.split(r"[.:] ", answer)[-1].lower()
+
+
 def _left_over(these: list[str], others: list[str]) -> int:
     """How many of `these` are not among the `others`, each of which can stand for one."""
     return (Counter(these) - Counter(others)).total()
@@ -76,4 +86,7 @@ PARTICULAR = {
     "table": score_table,
     "scene": score_scene,
     "pair": score_pair,
+    "short chart": score_short,
+    "short scene": score_short,
+    "short table": score_short,
 }

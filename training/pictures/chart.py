@@ -50,7 +50,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     turns = [(rng.choice(QUESTIONS), description(chart))]
     more = small_questions(rng, chart)
     if split == "train":
-        turns = rng.choice((turns, more, more + turns))
+        turns = rng.choice((turns, more, more + turns, turns + more))
     return Sample("chart", [effects.wear(rng, image)], turns, {**vars(chart)}, [characters])
 
 
@@ -95,17 +95,19 @@ def trend(numbers: list[float]) -> str:
 
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 5) -> list[tuple[str, str]]:
-    """Up to `most` questions about single values, with their answers, in random order."""
-    labels, values, numbers = chart.labels, chart.values, chart.numbers
-    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
-    turns = [
-        (rng.choice(VALUE_QUESTIONS).format(label=labels[i]), f"The value of {labels[i]} is {values[i]}.")
-        for i in rng.sample(range(len(labels)), min(len(labels), most))
-    ]
-    turns += [
-        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {values[high]} at {labels[high]}."),
-        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {values[low]} at {labels[low]}."),
-    ]
+    """Up to `most` questions about single values, in random order; the answers read the chart up to the label that is
+    wanted, or mark each value that is the highest or lowest so far."""
+    labels, values = chart.labels, chart.values
+    pairs = [f"{label} {value}" for label, value in zip(labels, values, strict=True)]
+    turns = []
+    for i in rng.sample(range(len(labels)), min(len(labels), most)):
+        question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
+        turns.append((question, f"{'; '.join(pairs[: i + 1])}. The value of {labels[i]} is {values[i]}."))
+    for questions, name, best in ((HIGHEST_QUESTIONS, "highest", max), (LOWEST_QUESTIONS, "lowest", min)):
+        marks = [f", {name}" if n == best(chart.numbers[: i + 1]) else "" for i, n in enumerate(chart.numbers)]
+        i = chart.numbers.index(best(chart.numbers))
+        read = "; ".join(map("".join, zip(pairs, marks, strict=True)))
+        turns.append((rng.choice(questions), f"{read}. The {name} value is {values[i]} at {labels[i]}."))
     return rng.sample(turns, min(len(turns), most))
 
 

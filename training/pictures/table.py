@@ -23,7 +23,7 @@ CELL_QUESTIONS = (
     "What does the table say for {row} under {column}?",
     "Give me only the {column} of {row}.",
 )
-CELL_ANSWER = "The {column} of {row} is {cell}."
+CELL_ANSWER = "{row}: {cells}. The {column} of {row} is {cell}."
 
 
 def draw(rng: random.Random, split: str) -> Sample:
@@ -34,19 +34,20 @@ def draw(rng: random.Random, split: str) -> Sample:
         if rng.random() < 0.25:
             turns = [(rng.choice(JSON_QUESTIONS), as_json(cells))]
         more = small_questions(rng, cells)
-        turns = rng.choice((turns, more, more + turns))
+        turns = rng.choice((turns, more, more + turns, turns + more))
     image, characters = paint(rng, split, cells)
     return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells}, [characters])
 
 
 def small_questions(rng: random.Random, cells: list[list[str]], most: int = 5) -> list[tuple[str, str]]:
-    """Questions about `most` cells, with their answers."""
+    """Questions about `most` cells; the answers read the row up to the cell that is wanted."""
     places = [(j, i) for j in range(1, len(cells)) for i in range(1, len(cells[0]))]
-    facts = [
-        {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i]}
-        for j, i in rng.sample(places, min(len(places), most))
-    ]
-    return [(rng.choice(CELL_QUESTIONS).format(**fact), CELL_ANSWER.format(**fact)) for fact in facts]
+    turns = []
+    for j, i in rng.sample(places, min(len(places), most)):
+        before = "; ".join(f"{cells[0][k]} {cells[j][k]}" for k in range(1, i + 1))
+        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "cells": before}
+        turns.append((rng.choice(CELL_QUESTIONS).format(**fact), CELL_ANSWER.format(**fact)))
+    return turns
 
 
 def markdown(cells: list[list[str]]) -> str:
