@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def folder(golden_checkpoint, tmp_path) -> Path:
         file.chmod(0o644)
     write_sums(copy)
     return copy
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a program that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -209,14 +209,6 @@ def test_gradients_are_off_for_the_model_and_on_for_the_caller(tiny):
     assert during == [False] * 3
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C as in a terminal: a program that was started in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 def test_interrupt(tiny, picture):
     """Ctrl-C at random forward passes: it comes through at once and the next answer is as ever."""

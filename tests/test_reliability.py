@@ -411,6 +411,7 @@ def test_too_long_a_prompt_is_refused_before_any_work(tiny):
 # Interruptions
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends itself SIGINT")
 def test_interrupts_at_random_moments(tiny, rounds):
     question, picture = "What is this?", noise_image(90, 90)

@@ -267,16 +267,19 @@ def test_a_picture_of_unknown_characters_teaches_no_reading():
 @pytest.mark.parametrize("kind", sorted(pictures.KINDS))
 def test_every_picture_has_its_lessons_tile_by_tile(kind):
     collate = train.Collate(train.build_processor(), read=True)
-    batch = collate([pictures.draw(kind, "train", i) for i in range(2)])
+    samples = [pictures.draw(kind, "train", i) for i in range(2)]
+    batch = collate(samples)
     if kind == "notes":
         assert "classes" not in batch
         return
-    tiles = sum(int(h) * int(w) // 224**2 + 1 for h, w in batch["image_sizes"])
-    assert batch["classes"].shape == (tiles, 256, 4)
+    assert batch["classes"].shape[1:] == (256, 4)
     model = train.Phi3VForCausalLM(train.build_config(collate.processor))
     reader = reading.TowerReader(model.vision_tower)
     loss, lesson, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
-    assert len(reader.tiles) == tiles
+    alone = [reading.PROCESSOR(image) for sample in samples for image in sample.images]
+    numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]
+    assert len(batch["classes"]) == sum(numbers)
+    assert torch.equal(reader.tiles, torch.cat([a["pixel_values"][0, :n] for a, n in zip(alone, numbers)]))
     (loss + lesson).backward()
     assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
     assert measures["whole"] == 0

@@ -1,6 +1,8 @@
 """Stage 1, read: the vision tower alone learns to name the character or shape on every patch, and the colours.
 
-python -m training.pretrain_vision --pictures 40000
+Every quarter of every patch is a lesson (`reading.py`).
+
+    python -m training.pretrain_vision --pictures 40000
 """
 
 import argparse
