@@ -99,30 +99,38 @@ def test_a_scene_is_counted_right():
         for thing in things:
             assert f"{thing.name} at the {thing.place}" in text
         for question, answer in pictures.scene.small_questions(random.Random(i), things):
-            seen, said = answer.removeprefix("I see ").removesuffix(".").split(": ")
+            said = answer.removeprefix(f"{text} ")
             if asked := re.search(r"(?:many|Count the) ([a-z ]+?)s\b", question):
                 number = sum(asked[1] in (thing.name, thing.shape) for thing in things)
-                assert said in (f"{pictures.scene.NUMBERS[number]} {asked[1]}{s}" for s in ("", "s"))
-                assert len(re.findall(rf"{asked[1]} (?:one|two|three|four|five|six)", seen)) == number
-                assert len(seen.split(", ")) == len(things)
+                are, s = ("is", "") if number == 1 else ("are", "s")
+                assert said == f"There {are} {pictures.scene.NUMBERS[number]} {asked[1]}{s}."
             else:
-                last = things[len(seen.split(", ")) - 1]
-                assert said in (f"the {last.name} is at the {last.place}", f"the {last.shape} is {last.color}")
+                places = [f"The {thing.name} is at the {thing.place}." for thing in things]
+                assert (places + [f"The {thing.shape} is {thing.color}." for thing in things]).count(said) == 1
 
 
 def test_a_cell_is_found_along_its_row():
     cells = [["Fruit", "Price", "Stock"], ["Apple", "$1", "340"], ["Lemon", "$2", "208"]]
     answers = dict(pictures.table.small_questions(random.Random(0), cells)).values()
     assert "Lemon: Price $2; Stock 208. The Stock of Lemon is 208." in answers
-    assert "Apple: Price $1. The Price of Apple is $1." in answers
+    assert "Apple: Price $1; Stock 340. The Price of Apple is $1." in answers
 
 
-def test_the_highest_value_is_the_last_one_marked():
+def test_a_value_is_said_after_all_of_them():
     values = pictures.chart.Chart("bar", "Pens", "tons", ["A", "B", "C", "D"], ["3", "1", "12", "4"], False)
     answers = [answer for i in range(20) for _, answer in pictures.chart.small_questions(random.Random(i), values)]
-    assert "A 3, highest; B 1; C 12, highest; D 4. The highest value is 12 at C." in answers
-    assert "A 3, lowest; B 1, lowest; C 12; D 4. The lowest value is 1 at B." in answers
-    assert "A 3; B 1. The value of B is 1." in answers
+    assert "A 3; B 1; C 12; D 4. The highest value is 12 at C." in answers
+    assert "A 3; B 1; C 12; D 4. The lowest value is 1 at B." in answers
+    assert "A 3; B 1; C 12; D 4. The value of B is 1." in answers
+
+
+def test_a_trend_is_told_where_it_can_be_seen():
+    trend = pictures.chart.trend
+    assert [trend(values.split()) for values in ("1 5 9", "9 3 1", "1 9 2", "1,000 2,000 1,300")] == [
+        "rises", "falls", "is mixed", None
+    ]  # fmt: skip
+    charts = [pictures.draw("chart", "heldout", i).truth for i in range(40)]
+    assert all(trend(chart["values"]) for chart in charts if chart["ordered"])
 
 
 def test_a_pair_names_every_difference_and_none_else():
@@ -139,7 +147,7 @@ def test_a_pair_names_every_difference_and_none_else():
             assert np.abs(first - second).max() > 40
         else:
             same += 1
-            assert answer.endswith(pictures.pair.NO_DIFFERENCE)
+            assert answer.endswith(pictures.pair.COUNTS[0])
     assert same > 3
     assert other > 10
 
@@ -211,7 +219,7 @@ def test_invented_numbers_and_differences_are_counted():
     pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
     said = pair.turns[0][1].replace(", second ", ", second not ")
     assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1
-    assert scores.score(pair, pictures.pair.NO_DIFFERENCE)["invented"] == 0
+    assert scores.score(pair, pictures.pair.COUNTS[0])["invented"] == 0
 
 
 def test_every_page_has_text():
@@ -274,7 +282,7 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
         return
     assert batch["classes"].shape[1:] == (256, 4)
     model = train.Phi3VForCausalLM(train.build_config(collate.processor))
-    reader = reading.TowerReader(model.vision_tower)
+    reader = reading.FeatureReader(model.vision_tower, model.config.hidden_size)
     loss, lesson, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
     alone = [reading.PROCESSOR(image) for sample in samples for image in sample.images]
     numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]
@@ -282,6 +290,7 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     assert torch.equal(reader.tiles, torch.cat([a["pixel_values"][0, :n] for a, n in zip(alone, numbers)]))
     (loss + lesson).backward()
     assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
+    assert reader.projected_head.weight.grad.any() or not any(len(marks) for s in samples for marks in s.characters)
     assert measures["whole"] == 0
 
 
@@ -433,6 +442,15 @@ def test_a_wider_decoder_begins_with_the_narrow_one():
     assert torch.equal(new["lm_head.weight"][:, :48], old["lm_head.weight"])
     assert not new["lm_head.weight"][:, 48:].any()
     assert new["model.embed_tokens.weight"][:, 48:].all()
+
+
+def test_a_deeper_decoder_begins_with_the_shallow_one():
+    shallow, deep = tiny_model(num_hidden_layers=2), tiny_model(num_hidden_layers=3)
+    deep.load_state_dict(grow.grown(shallow.state_dict(), deep.state_dict()), strict=False)
+    ids = torch.randint(3, 90, (1, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(deep(ids).logits, shallow(ids).logits, rtol=1e-4, atol=1e-5)
+    assert deep.model.layers[2].self_attn.qkv_proj.weight.any()
 
 
 def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from helpers import format_prompt, load_model_and_processor
+from helpers import generate_many, load_model_and_processor
 
 from .pictures import KINDS, chart, draw, scene, table
 from .pictures.sample import Sample
@@ -30,18 +30,6 @@ SMALL_QUESTIONS = {
     "scene": lambda rng, truth: scene.small_questions(rng, [scene.Thing(**thing) for thing in truth["things"]]),
     "table": lambda rng, truth: table.small_questions(rng, truth["cells"]),
 }
-
-
-def answer(model, processor, samples, batch: int = 16) -> list[str]:
-    """The model's answer to the first question of each sample, greedily, left-padded batch by batch."""
-    answers = []
-    for i in tqdm(range(0, len(samples), batch), unit="batch"):
-        part = samples[i : i + batch]
-        prompts = [format_prompt(sample.turns[0][0], len(sample.images)) for sample in part]
-        inputs = processor(prompts, [sample.images for sample in part], return_tensors="pt").to(model.device)
-        out = model.generate(**inputs, max_new_tokens=500, do_sample=False)
-        answers += processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
 
 
 def short(sample: Sample, index: int) -> Sample:
@@ -88,7 +76,8 @@ def main():
         samples = [draw(kind, split, i) for i in tqdm(range(args.pictures), unit="pic", desc=name)]
         if args.short:
             samples = [short(sample, i) for i, sample in enumerate(samples)]
-        texts = answer(model, processor, samples)
+        questions, images = [sample.turns[0][0] for sample in samples], [sample.images for sample in samples]
+        texts = generate_many(model, processor, questions, images, batch_size=16, max_new_tokens=500)
         scores = [score(sample, text) for sample, text in zip(samples, texts, strict=True)]
         mean = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
         wrong = [(sc["cer"], sample, text) for sc, sample, text in zip(scores, samples, texts) if not sc["exact"]]

@@ -1,18 +1,37 @@
-"""A wider decoder that begins with what a narrower one knows.
+"""A wider or deeper decoder that begins with what a smaller one knows.
 
 As in Net2Net (Chen et al., 2016, https://arxiv.org/abs/1511.05641) the first channels go on computing what they did;
-the new ones begin at random, and nothing reads them until training says so.
+the new ones begin at random, and nothing reads them until training says so. New layers stand between the old ones and
+add nothing until training says so.
 """
+
+import re
 
 import torch
 
 #: Weights of several equal blocks below one another, of which each grows for itself.
 STACKED = {"qkv_proj": 3, "gate_up_proj": 2}
+#: A layer of the decoder, and what writes its results.
+_LAYER, _OUTPUTS = re.compile(r"(model\.layers\.)(\d+)\."), ("o_proj.weight", "down_proj.weight")
 
 
 def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`weights` in the shapes of `into`, a new model's, where these are larger; the head size must be the same."""
-    return {name: _grown(name, weight, into[name].shape) for name, weight in weights.items()}
+    few, many = _layers(weights), _layers(into)
+    place = [i * many // few for i in range(few)]
+    weights = {_LAYER.sub(lambda old: f"{old[1]}{place[int(old[2])]}.", name): w for name, w in weights.items()}
+    wide = {name: _grown(name, weight, into[name].shape) for name, weight in weights.items()}
+    silent = {
+        name: torch.zeros_like(weight)
+        for name, weight in into.items()
+        if (layer := _LAYER.match(name)) and int(layer[2]) not in place and name.endswith(_OUTPUTS)
+    }
+    return wide | silent
+
+
+def _layers(weights: dict[str, torch.Tensor]) -> int:
+    """The number of the decoder's layers."""
+    return 1 + max(int(layer[2]) for name in weights if (layer := _LAYER.match(name)))
 
 
 def _grown(name: str, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -81,15 +81,35 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
     )
 
 
+def inner_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weight matrices inside the layers by name, the largest first."""
+    ends = ("embed_tokens.weight", "embedding.weight", "head.weight")
+    inner = [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith(ends)]
+    return dict(sorted(inner, key=lambda pair: -pair[1].numel()))
+
+
+def tell_each_other(matrices: list[nn.Parameter]):
+    """Every process gets what each of the others has made of its share of the matrices."""
+    for owner in range(WORLD):
+        share = matrices[owner::WORLD]
+        flat = torch.cat([p.detach().flatten() for p in share])
+        dist.broadcast(flat, owner)
+        for parameter, values in zip(share, flat.split([p.numel() for p in share])):
+            parameter.detach().copy_(values.view_as(parameter))
+
+
 def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices inside the layers, AdamW for embeddings, heads, norms and biases.
 
-    `rate(name)` is the learning rate of the parameter of that name.
+    `rate(name)` is the learning rate of the parameter of that name. Muon computes for long: of several processes each
+    does a share of the matrices and tells the others.
     """
+    inner = inner_matrices(model)
+    own = set(list(inner)[RANK::WORLD])
     matrices, others = {}, {}
     for name, parameter in model.named_parameters():
-        inner = parameter.ndim == 2 and not name.endswith(("embed_tokens.weight", "embedding.weight", "head.weight"))
-        (matrices if inner else others).setdefault(rate(name), []).append(parameter)
+        if name not in inner or name in own:
+            (matrices if name in inner else others).setdefault(rate(name), []).append(parameter)
     groups = [[{"params": params, "lr": lr} for lr, params in part.items()] for part in (matrices, others)]
     return [
         torch.optim.Muon(groups[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -98,7 +118,8 @@ def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
 
 
 class Run:
-    """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar."""
+    """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar. Of several processes each
+    keeps what its optimisers remember in a file of its own."""
 
     def __init__(self, folder: str, model: nn.Module, optimizers: list, total: int, save_every: float = 120):
         self.folder, self.model, self.optimizers, self.total = Path(folder), model, optimizers, total
@@ -107,12 +128,15 @@ class Run:
         self._mean: dict[str, float] = {}
         self._evaluated = self._saved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._memory = self.folder / f"optimizers{RANK}.pt"
         if (self.folder / "state.pt").exists():
             state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
             model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
             self.seen, self.seconds = state["seen"], state["seconds"]
+            if self._memory.exists():
+                memory = torch.load(self._memory, map_location="cpu", weights_only=True)
+                for optimizer, saved in zip(optimizers, memory, strict=True):
+                    optimizer.load_state_dict(saved)
 
     def steps(self, batches, batch_size: int):
         """Yields batches until `total` pictures were seen, counting and saving on the way."""
@@ -145,6 +169,8 @@ class Run:
                 group["lr"] = next(peaks) * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if WORLD > 1:
+            tell_each_other(list(inner_matrices(self.model).values()))
         for name, value in {"loss": loss.item(), **measures}.items():
             self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
 
@@ -162,15 +188,13 @@ class Run:
         tqdm.write(json.dumps(line))
 
     def save(self):
-        """Writes `state.pt` in one move, so that an interruption never leaves half a file."""
+        """Writes each file in one move, so that an interruption never leaves half of one."""
         self._saved = time.monotonic()
-        if RANK > 0:
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "seen": self.seen,
-            "seconds": self.seconds,
-        }
-        torch.save(state, self.folder / "state.tmp")
-        (self.folder / "state.tmp").replace(self.folder / "state.pt")
+        self._write([optimizer.state_dict() for optimizer in self.optimizers], self._memory)
+        if RANK == 0:
+            state = {"model": self.model.state_dict(), "seen": self.seen, "seconds": self.seconds}
+            self._write(state, self.folder / "state.pt")
+
+    def _write(self, what, file: Path):
+        torch.save(what, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)

@@ -37,19 +37,25 @@ class ReadingHead(nn.Module):
         return self.head(hidden_states).float().unflatten(-1, (PARTS, -1)).split((NONE + 1, 3, 3), dim=-1)
 
 
-class TowerReader(ReadingHead):
-    """A reading head that looks at what a vision tower has just computed, whoever called the tower."""
+class FeatureReader(ReadingHead):
+    """A reading head that looks at what a vision tower has just computed, whoever called the tower, and names the
+    characters once more from what the projector makes of it: what is lost there no decoder can read."""
 
-    def __init__(self, tower: CLIPVisionModel):
+    def __init__(self, tower: CLIPVisionModel, projected_size: int):
         super().__init__(tower.config.hidden_size)
+        self.projected_head = nn.Linear(projected_size, 4 * PARTS * (NONE + 1))
         tower.register_forward_hook(self._look)
 
     def _look(self, tower, args, output):
         self.tiles, self.hidden_states = args[0], output.last_hidden_state[:, 1:]
 
-    def forward(self):
-        """As `ReadingHead`, for the tower's last tiles."""
-        return super().forward(self.hidden_states)
+    def forward(self, projector: nn.Module):
+        """As `ReadingHead`, for the tower's last tiles, and as a fourth part the logits from projected features."""
+        side = TILE // PATCH // 2
+        # 2 x 2 patches make a feature: (tiles, patches, C) -> (tiles, side, side, 4 C), and the answers back again.
+        merged = self.hidden_states.unflatten(1, (side, 2, side, 2)).transpose(2, 3).flatten(3)
+        again = self.projected_head(projector(merged)).float().unflatten(-1, (2, 2, PARTS, NONE + 1))
+        return *super().forward(self.hidden_states), again.transpose(2, 3).flatten(1, 4)
 
 
 def lessons(size: tuple[int, int], characters: np.ndarray):
@@ -106,12 +112,14 @@ def colors_of(tiles: torch.Tensor) -> torch.Tensor:
 
 def loss_and_accuracy(predicted, tiles, classes, boxes) -> tuple[torch.Tensor, float]:
     """Cross entropy of the classes plus half the error of their boxes and the error of the colours; accuracy on the
-    parts with a character or a shape."""
-    logits, places, colors = predicted
+    parts with a character or a shape, from projected features where there are any."""
+    logits, places, colors, *again = predicted
     there = (classes != NONE) & (classes != IGNORED)
     weight = torch.where(classes == NONE, 0.3, 1.0) * (classes != IGNORED)
-    each = F.cross_entropy(logits.flatten(0, 2), classes.clamp(min=0).flatten(), reduction="none")
-    loss = (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
+    loss = 0.0
+    for logits in (logits, *again):
+        each = F.cross_entropy(logits.flatten(0, 2), classes.clamp(min=0).flatten(), reduction="none")
+        loss = loss + (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
     wrong_places = F.smooth_l1_loss(places[there], boxes[there], reduction="sum") / (3 * there.sum()).clamp(min=1)
     loss = loss + 0.5 * wrong_places + F.smooth_l1_loss(colors, colors_of(tiles))
     right = (logits[there].argmax(-1) == classes[there]).float()

@@ -20,7 +20,7 @@ VISION = {
 DECODER = {
     "hidden_size": 288,
     "intermediate_size": 768,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "max_position_embeddings": 131072,

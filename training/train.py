@@ -22,13 +22,13 @@ from .grow import grown
 from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import KINDS, draw
 from .pictures.sample import Sample
-from .reading import TowerReader, lessons
+from .reading import FeatureReader, lessons
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 #: Kinds of pictures in the order of the steps, over and over: a batch of one kind needs less padding than a mixed one.
 MIX = (
-    "cover", "table", "scene", "chart", "notes", "cover", "pair", "page", "cover", "table", "chart", "several", "cover",
-    "scene", "notes", "table", "pair", "cover", "chart", "mismatch",
+    "cover", "table", "chart", "notes", "scene", "page", "cover", "pair", "table", "chart", "notes", "cover", "page",
+    "several", "chart", "table", "notes", "pair", "cover", "chart", "scene", "mismatch", "table", "cover",
 )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class Drawing:
         return draw(self.kinds[index // self.step % len(self.kinds)], split, index)
 
 
-def loss_and_measures(model, batch, device, reader: TowerReader | None = None):
+def loss_and_measures(model, batch, device, reader: FeatureReader | None = None):
     """Cross entropy of the answers' tokens, the loss of the reading lessons if there are any, and as measures the share
     of `whole` answers right when shown what came before, and of `read` parts of patches."""
     batch = {name: part.to(device) for name, part in batch.items()}
@@ -132,7 +132,7 @@ def loss_and_measures(model, batch, device, reader: TowerReader | None = None):
     with torch.autocast(device.type, dtype=torch.bfloat16):
         hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_states[labels != -100]).float()
-        predicted = reader() if marks else None
+        predicted = reader(model.model.vision_embed_tokens.img_projection) if marks else None
     targets = labels[labels != -100]
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != -100] = logits.argmax(-1) == targets
@@ -182,7 +182,7 @@ def main():
         model.load_state_dict(grown(weights_of(args.start, tower=not args.vision), model.state_dict()), strict=False)
     if args.vision:
         model = with_tower(model, args.vision)
-    reader = TowerReader(model.vision_tower).to(device)
+    reader = FeatureReader(model.vision_tower, model.config.hidden_size).to(device)
     if args.compile:
         compile_layers((*model.model.layers, *model.vision_tower.encoder.layers))
     learning = nn.ModuleDict({"model": model, "reader": reader})

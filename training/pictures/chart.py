@@ -55,7 +55,7 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 
 def content(rng: random.Random, split: str, most: int = 8) -> Chart:
-    """Random words and numbers, with one highest and one lowest value."""
+    """Random words and numbers; which is the highest, which is the lowest and where they tend to can be seen."""
     form = rng.choice(("lying", "lying", "lying", "lying", "bar", "line"))
     ordered = form == "line" or rng.random() < 0.5
     # Names and values need room to be read: below standing bars and points there is less.
@@ -64,7 +64,8 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     while True:
         values = _values(rng, count)
         numbers = sorted(float(value.replace(",", "")) for value in values)
-        if numbers[0] < numbers[1] and numbers[-2] < numbers[-1]:
+        clear = 0.03 * numbers[-1]
+        if numbers[1] - numbers[0] > clear and numbers[-1] - numbers[-2] > clear and (not ordered or trend(values)):
             break
     unit = rng.choice([unit for unit in UNITS if unit != "percent" or numbers[-1] <= 100])
     title = " ".join(words.word(rng, split) for _ in range(rng.randint(1, 2)))
@@ -80,7 +81,7 @@ def description(chart: Chart) -> str:
         f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. The highest value is '
         f"{values[high]} at {labels[high]}, the lowest value is {values[low]} at {labels[low]}."
     )
-    return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
+    return text + (f" The trend {trend(values)}." if chart.ordered else "")
 
 
 def listed(chart: Chart) -> str:
@@ -88,27 +89,26 @@ def listed(chart: Chart) -> str:
     return "; ".join(f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
 
 
-def trend(numbers: list[float]) -> str:
-    """`rises` or `falls` where first and last differ by more than a quarter of the range, else `is mixed`."""
+def trend(values: list[str]) -> str | None:
+    """`rises` or `falls` where first and last differ by more than 0.4 of the range, `is mixed` where by less than 0.2;
+    nothing where it is hard to tell."""
+    numbers = [float(value.replace(",", "")) for value in values]
     change = (numbers[-1] - numbers[0]) / (max(numbers) - min(numbers))
-    return "rises" if change > 0.25 else "falls" if change < -0.25 else "is mixed"
+    return "is mixed" if abs(change) < 0.2 else None if abs(change) < 0.4 else "rises" if change > 0 else "falls"
 
 
-def small_questions(rng: random.Random, chart: Chart, most: int = 5) -> list[tuple[str, str]]:
-    """Up to `most` questions about single values, in random order; the answers read the chart up to the label that is
-    wanted, or mark each value that is the highest or lowest so far."""
-    labels, values = chart.labels, chart.values
-    pairs = [f"{label} {value}" for label, value in zip(labels, values, strict=True)]
-    turns = []
-    for i in rng.sample(range(len(labels)), min(len(labels), most)):
+def small_questions(rng: random.Random, chart: Chart, most: int = 2) -> list[tuple[str, str]]:
+    """`most` questions about single values; the answers read the whole chart, then say what was asked."""
+    labels, values, numbers = chart.labels, chart.values, chart.numbers
+    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
+    turns = [
+        (rng.choice(HIGHEST_QUESTIONS), f"{listed(chart)}. The highest value is {values[high]} at {labels[high]}."),
+        (rng.choice(LOWEST_QUESTIONS), f"{listed(chart)}. The lowest value is {values[low]} at {labels[low]}."),
+    ]
+    for i in rng.sample(range(len(labels)), most):
         question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
-        turns.append((question, f"{'; '.join(pairs[: i + 1])}. The value of {labels[i]} is {values[i]}."))
-    for questions, name, best in ((HIGHEST_QUESTIONS, "highest", max), (LOWEST_QUESTIONS, "lowest", min)):
-        marks = [f", {name}" if n == best(chart.numbers[: i + 1]) else "" for i, n in enumerate(chart.numbers)]
-        i = chart.numbers.index(best(chart.numbers))
-        read = "; ".join(map("".join, zip(pairs, marks, strict=True)))
-        turns.append((rng.choice(questions), f"{read}. The {name} value is {values[i]} at {labels[i]}."))
-    return rng.sample(turns, min(len(turns), most))
+        turns.append((question, f"{listed(chart)}. The value of {labels[i]} is {values[i]}."))
+    return rng.sample(turns, most)
 
 
 def _times(rng: random.Random, count: int) -> list[str]:

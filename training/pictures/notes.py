@@ -8,12 +8,12 @@ import random
 from . import chart, pair, scene, table
 from .sample import Sample
 
-TURNS = 4
+TURNS = 2
 
 
 def draw(rng: random.Random, split: str) -> Sample:
     """`TURNS` questions with their answers; no picture."""
-    ways = (_repeated, _of_chart, _of_table, _of_scene, _of_pair)
+    ways = (_repeated, _of_chart, _of_chart, _of_table, _of_scene, _of_pair)
     return Sample("notes", [], [rng.choice(ways)(rng, split) for _ in range(TURNS)])
 
 
@@ -30,8 +30,9 @@ def _repeated(rng, split) -> tuple[str, str]:
 
 def _of_chart(rng, split) -> tuple[str, str]:
     values = chart.content(rng, split)
-    question, answer = rng.choice(chart.small_questions(rng, values))
-    return f"{chart.listed(values)}. {question}", answer
+    turns = [(rng.choice(chart.QUESTIONS), chart.description(values)), *chart.small_questions(rng, values)]
+    question, answer = rng.choice(turns)
+    return f'{chart.NAMES[values.form]} "{values.title}" in {values.unit}: {chart.listed(values)}. {question}', answer
 
 
 def _of_table(rng, split) -> tuple[str, str]:

@@ -87,41 +87,27 @@ def description(things: list[Thing]) -> str:
 
 
 def counted(things: list[Thing], label: str) -> str:
-    """As in "I see a red circle, star one, a blue heart, star two: two stars."."""
-    number, seen = 0, []
-    for thing in things:
-        if label in (thing.shape, thing.name):
-            number += 1
-            seen.append(f"{label} {NUMBERS[number]}")
-        else:
-            seen.append(thing.a_name)
-    return f"I see {', '.join(seen)}: {NUMBERS[number]} {label}{'' if number == 1 else 's'}."
+    """As in "There are two stars."."""
+    number = sum(label in (thing.shape, thing.name) for thing in things)
+    return f"There {'is' if number == 1 else 'are'} {NUMBERS[number]} {label}{'' if number == 1 else 's'}."
 
 
-def found(things: list[Thing], thing: Thing, wanted: str) -> str:
-    """As in "I see a red circle, a yellow star: the star is yellow.": the things up to the one that is wanted, with
-    their places if it is by its colour."""
-    before = things[: things.index(thing) + 1]
-    if wanted == thing.name:
-        return f"I see {listed(before)}: the {wanted} is at the {thing.place}."
-    return f"I see {', '.join(other.a_name for other in before)}: the {wanted} is {thing.color}."
-
-
-def small_questions(rng: random.Random, things: list[Thing], most: int = 5) -> list[tuple[str, str]]:
+def small_questions(rng: random.Random, things: list[Thing], most: int = 2) -> list[tuple[str, str]]:
     """Up to `most` questions about counts, places and colours, as far as they have one answer, in random order.
 
-    The answers go through the picture as a description does, and say in the end what was asked: a small model finds
-    nothing at one look.
+    The answers describe the whole picture, and say in the end what was asked: a small model finds nothing at one look.
     """
     turns = {}
-    for thing in rng.sample(things, min(len(things), most)):
+    for thing in rng.sample(things, len(things)):
         other = replace(thing, color=rng.choice(list(COLORS)))
         label = rng.choice((thing.name, thing.shape, other.name))
-        turns[rng.choice(COUNT_QUESTIONS).format(things=f"{label}s")] = counted(things, label)
+        turns[rng.choice(COUNT_QUESTIONS).format(things=f"{label}s")] = f"{description(things)} {counted(things, label)}"
         if sum(t.name == thing.name for t in things) == 1:
-            turns[rng.choice(WHERE_QUESTIONS).format(thing=thing.name)] = found(things, thing, thing.name)
+            question = rng.choice(WHERE_QUESTIONS).format(thing=thing.name)
+            turns[question] = f"{description(things)} The {thing.name} is at the {thing.place}."
         if sum(t.shape == thing.shape for t in things) == 1:
-            turns[rng.choice(COLOR_QUESTIONS).format(shape=thing.shape)] = found(things, thing, thing.shape)
+            question = rng.choice(COLOR_QUESTIONS).format(shape=thing.shape)
+            turns[question] = f"{description(things)} The {thing.shape} is {thing.color}."
     return rng.sample(list(turns.items()), min(len(turns), most))
 
 

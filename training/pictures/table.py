@@ -39,13 +39,13 @@ def draw(rng: random.Random, split: str) -> Sample:
     return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells}, [characters])
 
 
-def small_questions(rng: random.Random, cells: list[list[str]], most: int = 5) -> list[tuple[str, str]]:
-    """Questions about `most` cells; the answers read the row up to the cell that is wanted."""
+def small_questions(rng: random.Random, cells: list[list[str]], most: int = 3) -> list[tuple[str, str]]:
+    """Questions about `most` cells; the answers read the whole row, then say what was asked."""
     places = [(j, i) for j in range(1, len(cells)) for i in range(1, len(cells[0]))]
     turns = []
     for j, i in rng.sample(places, min(len(places), most)):
-        before = "; ".join(f"{cells[0][k]} {cells[j][k]}" for k in range(1, i + 1))
-        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "cells": before}
+        whole = "; ".join(f"{cells[0][k]} {cells[j][k]}" for k in range(1, len(cells[0])))
+        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "cells": whole}
         turns.append((rng.choice(CELL_QUESTIONS).format(**fact), CELL_ANSWER.format(**fact)))
     return turns
 
