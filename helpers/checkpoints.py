@@ -10,6 +10,8 @@ from pathlib import Path
 OFFICIAL = "microsoft/Phi-3-vision-128k-instruct"
 POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 SUMS = "SHA256SUMS"
+#: What is read of a checkpoint's folder.
+READ = (".json", ".safetensors", ".jinja")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
@@ -48,7 +50,7 @@ def verify_checksums(folder: Path) -> bool:
     """Compare a folder's files with its SHA256SUMS; False if it has none.
 
     Raises:
-        CheckpointError: a file is missing or differs, or the list itself is damaged.
+        CheckpointError: a file is missing or differs, one that would be read is not listed, or the list is damaged.
     """
     sums = Path(folder) / SUMS
     if not sums.is_file():
@@ -67,6 +69,10 @@ def verify_checksums(folder: Path) -> bool:
                 raise CheckpointError(f"{file} has changed: its hash is not the one in {SUMS}; {fix}.")
     if rest or not lines:
         raise CheckpointError(f"{sums} is damaged; {fix}.")
+    listed = {line[66:] for line in lines}
+    for file in sorted(sums.parent.iterdir()):
+        if file.suffix in READ and file.name not in listed:
+            raise CheckpointError(f"{file} is not listed in {SUMS}; remove it, or take another folder.")
     return True
 
 

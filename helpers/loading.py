@@ -79,8 +79,9 @@ def load_model_and_processor(
         placement["device_map"] = {"": device}  # bitsandbytes places the weights itself while it packs them
     with _quiet(parameters < SMALL), _explained(folder):
         processor = Phi3VProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = Phi3VForCausalLM.from_pretrained(
+        model, report = Phi3VForCausalLM.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=dtype,
             attn_implementation=attention,  # always explicit: the official config asks for flash-attn
             use_safetensors=True,
@@ -88,6 +89,8 @@ def load_model_and_processor(
             trust_remote_code=False,
             **placement,
         )
+        if missing := sorted(report["missing_keys"]):  # they would be random numbers
+            raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
         if not quantization:
             model = model.to(device)
     if num_crops is not None:

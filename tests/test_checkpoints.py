@@ -91,6 +91,23 @@ def test_loading_checks_the_hashes_and_names_the_file(folder):
         load_model_and_processor(folder)
 
 
+def test_a_file_that_is_not_listed_is_not_used(folder):
+    (folder / "model-00001-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="00002.safetensors is not listed in SHA256SUMS; remove it"):
+        load_model_and_processor(folder)
+
+
+def test_missing_weights_are_not_made_up(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "layers.1.mlp.down_proj" in name)
+    save_file({key: weight for key, weight in weights.items() if key != name}, folder / "model.safetensors")
+    write_sums(folder)
+    with pytest.raises(CheckpointError, match=f"1 weights are missing, the first is {name}"):
+        load_model_and_processor(folder, device="cpu")
+
+
 def test_damaged_weights_without_sums(folder):
     (folder / "SHA256SUMS").unlink()
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)

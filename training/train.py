@@ -144,6 +144,8 @@ def loss_and_measures(model, batch, device, reader: FeatureReader | None = None)
 
 def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
     """Writes the official layout: bfloat16 safetensors, config, tokenizer, preprocessor, generation config, sums."""
+    for old in folder.glob("model*.safetensors*"):  # another number of shards would leave some behind
+        old.unlink()
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="16MB")
     processor.save_pretrained(folder)
     lines = [
