@@ -93,7 +93,7 @@ def test_loading_checks_the_hashes_and_names_the_file(folder):
 
 def test_a_file_that_is_not_listed_is_not_used(folder):
     (folder / "model-00001-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="00002.safetensors is not listed in SHA256SUMS; remove it"):
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors is not listed in SHA256SUMS; remove it"):
         load_model_and_processor(folder)
 
 

@@ -1,8 +1,12 @@
 """training/: the drawn pictures, the tokenizer, and a few steps of both stages on the smallest amount of data."""
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -463,3 +467,35 @@ def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):
     soup.main()
     for name, weight in train.weights_of(tmp_path / "mean").items():
         torch.testing.assert_close(weight, other[name] + 0.75, rtol=0.02, atol=0.02)
+
+
+TWO_PROCESSES = """
+import torch
+from torch import nn
+
+from training.loop import RANK, Run, optimizers, start
+
+start()
+model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2))
+run = Run("run", model, optimizers(model, lambda name: 0.1), 100)
+for _ in range(3):
+    run.seen += 2
+    run.update((model(torch.full((3, 4), 1.0 + RANK)) ** 2).mean())
+run.save()
+torch.save(model.state_dict(), f"model{RANK}.pt")
+"""
+
+
+def test_two_processes_stay_alike(tmp_path):
+    """Each trains its share of the matrices; both have all of them, all have changed, and either can go on."""
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120, capture_output=True)
+    first, second = (torch.load(tmp_path / f"model{rank}.pt", weights_only=True) for rank in (0, 1))
+    torch.manual_seed(0)
+    untrained = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 6), torch.nn.Linear(6, 2)).state_dict()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+        assert not torch.allclose(weight, untrained[name]), name
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"state.pt", "optimizers0.pt", "optimizers1.pt"}

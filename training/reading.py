@@ -117,8 +117,8 @@ def loss_and_accuracy(predicted, tiles, classes, boxes) -> tuple[torch.Tensor, f
     there = (classes != NONE) & (classes != IGNORED)
     weight = torch.where(classes == NONE, 0.3, 1.0) * (classes != IGNORED)
     loss = 0.0
-    for logits in (logits, *again):
-        each = F.cross_entropy(logits.flatten(0, 2), classes.clamp(min=0).flatten(), reduction="none")
+    for guess in (logits, *again):
+        each = F.cross_entropy(guess.flatten(0, 2), classes.clamp(min=0).flatten(), reduction="none")
         loss = loss + (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
     wrong_places = F.smooth_l1_loss(places[there], boxes[there], reduction="sum") / (3 * there.sum()).clamp(min=1)
     loss = loss + 0.5 * wrong_places + F.smooth_l1_loss(colors, colors_of(tiles))

@@ -101,7 +101,8 @@ def small_questions(rng: random.Random, things: list[Thing], most: int = 2) -> l
     for thing in rng.sample(things, len(things)):
         other = replace(thing, color=rng.choice(list(COLORS)))
         label = rng.choice((thing.name, thing.shape, other.name))
-        turns[rng.choice(COUNT_QUESTIONS).format(things=f"{label}s")] = f"{description(things)} {counted(things, label)}"
+        question = rng.choice(COUNT_QUESTIONS).format(things=f"{label}s")
+        turns[question] = f"{description(things)} {counted(things, label)}"
         if sum(t.name == thing.name for t in things) == 1:
             question = rng.choice(WHERE_QUESTIONS).format(thing=thing.name)
             turns[question] = f"{description(things)} The {thing.name} is at the {thing.place}."
