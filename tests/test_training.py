@@ -481,6 +481,7 @@ run = Run("run", model, optimizers(model, lambda name: 0.1), 100)
 for _ in range(3):
     run.seen += 2
     run.update((model(torch.full((3, 4), 1.0 + RANK)) ** 2).mean())
+    assert all(p.grad is None for p in model.parameters())
 run.save()
 torch.save(model.state_dict(), f"model{RANK}.pt")
 """

@@ -168,7 +168,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = next(peaks) * factor
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # also what other processes have in their optimisers
         if WORLD > 1:
             tell_each_other(list(inner_matrices(self.model).values()))
         for name, value in {"loss": loss.item(), **measures}.items():
