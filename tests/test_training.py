@@ -129,12 +129,11 @@ def test_a_value_is_said_after_all_of_them():
 
 
 def test_a_trend_is_told_where_it_can_be_seen():
-    trend = pictures.chart.trend
-    assert [trend(values.split()) for values in ("1 5 9", "9 3 1", "1 9 2", "1,000 2,000 1,300")] == [
-        "rises", "falls", "is mixed", None
-    ]  # fmt: skip
+    trend, numbers_of = pictures.chart.trend, pictures.chart.numbers_of
+    told = {"1 5 9": "rises", "9 3 1": "falls", "1 9 2": "is mixed", "1,000 2,000 1,300": None}
+    assert {text: trend(numbers_of(text.split())) for text in told} == told
     charts = [pictures.draw("chart", "heldout", i).truth for i in range(40)]
-    assert all(trend(chart["values"]) for chart in charts if chart["ordered"])
+    assert all(trend(numbers_of(chart["values"])) for chart in charts if chart["ordered"])
 
 
 def test_a_pair_names_every_difference_and_none_else():
@@ -296,6 +295,16 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
     assert reader.projected_head.weight.grad.any() or not any(len(marks) for s in samples for marks in s.characters)
     assert measures["whole"] == 0
+
+
+def test_reading_is_measured_where_the_decoder_reads():
+    """In what the projector makes of a tile, the last of the two guesses."""
+    classes, boxes = torch.full((1, 256, 4), 5), torch.zeros(1, 256, 4, 3)
+    right, wrong = (torch.eye(reading.NONE + 1)[torch.full((1, 256, 4), label)] for label in (5, 6))
+    tiles = torch.zeros(1, 3, 224, 224)
+    assert reading.loss_and_accuracy((right, boxes, boxes), tiles, classes, boxes)[1] == 1
+    assert reading.loss_and_accuracy((right, boxes, boxes, wrong), tiles, classes, boxes)[1] == 0
+    assert reading.loss_and_accuracy((wrong, boxes, boxes, right), tiles, classes, boxes)[1] == 1
 
 
 def test_shapes_are_marked_where_they_are():

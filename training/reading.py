@@ -122,5 +122,5 @@ def loss_and_accuracy(predicted, tiles, classes, boxes) -> tuple[torch.Tensor, f
         loss = loss + (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
     wrong_places = F.smooth_l1_loss(places[there], boxes[there], reduction="sum") / (3 * there.sum()).clamp(min=1)
     loss = loss + 0.5 * wrong_places + F.smooth_l1_loss(colors, colors_of(tiles))
-    right = (logits[there].argmax(-1) == classes[there]).float()
+    right = (guess[there].argmax(-1) == classes[there]).float()
     return loss, right.mean().item() if len(right) else 0.0

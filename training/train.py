@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.checkpoints import READ, SUMS
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 from helpers.prompts import format_prompt
 
@@ -151,9 +152,9 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
     lines = [
         f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
         for file in sorted(folder.iterdir())
-        if file.suffix in (".json", ".safetensors", ".jinja")
+        if file.suffix in READ
     ]
-    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def main():
@@ -170,7 +171,7 @@ def main():
     parser.add_argument(
         "--from",
         dest="start",
-        help="checkpoint to begin with, as wide or narrower, but for the tower if --vision is given",
+        help="checkpoint to begin with, as large or smaller, but for the tower if --vision is given",
     )
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where the result goes")

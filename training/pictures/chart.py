@@ -40,7 +40,12 @@ class Chart:
     @property
     def numbers(self) -> list[float]:
         """The values as numbers."""
-        return [float(value.replace(",", "")) for value in self.values]
+        return numbers_of(self.values)
+
+
+def numbers_of(values: list[str]) -> list[float]:
+    """Values as they are written, as numbers."""
+    return [float(value.replace(",", "")) for value in values]
 
 
 def draw(rng: random.Random, split: str) -> Sample:
@@ -63,11 +68,12 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     labels = _times(rng, count) if ordered else _things(rng, split, count)
     while True:
         values = _values(rng, count)
-        numbers = sorted(float(value.replace(",", "")) for value in values)
-        clear = 0.03 * numbers[-1]
-        if numbers[1] - numbers[0] > clear and numbers[-1] - numbers[-2] > clear and (not ordered or trend(values)):
+        numbers = numbers_of(values)
+        ranked = sorted(numbers)
+        apart = min(ranked[1] - ranked[0], ranked[-1] - ranked[-2])
+        if apart > 0.03 * ranked[-1] and (not ordered or trend(numbers)):
             break
-    unit = rng.choice([unit for unit in UNITS if unit != "percent" or numbers[-1] <= 100])
+    unit = rng.choice([unit for unit in UNITS if unit != "percent" or ranked[-1] <= 100])
     title = " ".join(words.word(rng, split) for _ in range(rng.randint(1, 2)))
     title = rng.choice((title.title(), title.capitalize(), title.upper()))
     return Chart(form, title, unit, labels, values, ordered)
@@ -81,7 +87,7 @@ def description(chart: Chart) -> str:
         f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. The highest value is '
         f"{values[high]} at {labels[high]}, the lowest value is {values[low]} at {labels[low]}."
     )
-    return text + (f" The trend {trend(values)}." if chart.ordered else "")
+    return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
 
 
 def listed(chart: Chart) -> str:
@@ -89,10 +95,9 @@ def listed(chart: Chart) -> str:
     return "; ".join(f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
 
 
-def trend(values: list[str]) -> str | None:
+def trend(numbers: list[float]) -> str | None:
     """`rises` or `falls` where first and last differ by more than 0.4 of the range, `is mixed` where by less than 0.2;
     nothing where it is hard to tell."""
-    numbers = [float(value.replace(",", "")) for value in values]
     change = (numbers[-1] - numbers[0]) / (max(numbers) - min(numbers))
     return "is mixed" if abs(change) < 0.2 else None if abs(change) < 0.4 else "rises" if change > 0 else "falls"
 
