@@ -464,6 +464,8 @@ def test_a_deeper_decoder_begins_with_the_shallow_one():
     with torch.no_grad():
         torch.testing.assert_close(deep(ids).logits, shallow(ids).logits, rtol=1e-4, atol=1e-5)
     assert deep.model.layers[2].self_attn.qkv_proj.weight.any()
+    with pytest.raises(ValueError, match="3 layers does not fit into one of 2"):
+        grow.grown(deep.state_dict(), shallow.state_dict())
 
 
 def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):
@@ -509,3 +511,6 @@ def test_two_processes_stay_alike(tmp_path):
         assert torch.equal(weight, second[name]), name
         assert not torch.allclose(weight, untrained[name]), name
     assert {file.name for file in (tmp_path / "run").iterdir()} == {"state.pt", "optimizers0.pt", "optimizers1.pt"}
+    # No matrix is remembered twice: Muon, the first of the two optimisers, has a share in each process.
+    memory = [torch.load(tmp_path / "run" / f"optimizers{rank}.pt", weights_only=True)[0] for rank in (0, 1)]
+    assert sorted(len(part["state"]) for part in memory) == [1, 2]

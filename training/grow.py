@@ -16,8 +16,13 @@ _LAYER, _OUTPUTS = re.compile(r"(model\.layers\.)(\d+)\."), ("o_proj.weight", "d
 
 
 def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` in the shapes of `into`, a new model's, where these are larger; the head size must be the same."""
+    """`weights` in the shapes of `into`, a new model's, where these are larger; the head size must be the same.
+
+    Raises `ValueError` if `into` has fewer layers: some of what `weights` know would be lost.
+    """
     few, many = _layers(weights), _layers(into)
+    if few > many:
+        raise ValueError(f"A decoder of {few} layers does not fit into one of {many}: it can only grow.")
     place = [i * many // few for i in range(few)]
     weights = {_LAYER.sub(lambda old: f"{old[1]}{place[int(old[2])]}.", name): w for name, w in weights.items()}
     wide = {name: _grown(name, weight, into[name].shape) for name, weight in weights.items()}

@@ -8,7 +8,7 @@ import random
 from . import chart, pair, scene, table
 from .sample import Sample
 
-TURNS = 2
+TURNS = 6
 
 
 def draw(rng: random.Random, split: str) -> Sample:
