@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from . import chart_by_hand, chart_by_matplotlib, effects, words
-from .sample import Sample
+from .sample import Sample, read_first
 
 QUESTIONS = (
     "Could you please introduce this stock to me?",
@@ -55,7 +55,8 @@ def draw(rng: random.Random, split: str) -> Sample:
     turns = [(rng.choice(QUESTIONS), description(chart))]
     more = small_questions(rng, chart)
     if split == "train":
-        turns = rng.choice((turns, more, more + turns, turns + more))
+        asked = read_first(f"{listed(chart)}.", more)
+        turns = rng.choice((turns, asked, asked + turns, turns + more))
     return Sample("chart", [effects.wear(rng, image)], turns, {**vars(chart)}, [characters])
 
 
@@ -103,17 +104,17 @@ def trend(numbers: list[float]) -> str | None:
 
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 2) -> list[tuple[str, str]]:
-    """`most` questions about single values; the answers read the whole chart, then say what was asked."""
+    """Up to `most` questions about single values in random order."""
     labels, values, numbers = chart.labels, chart.values, chart.numbers
     high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     turns = [
-        (rng.choice(HIGHEST_QUESTIONS), f"{listed(chart)}. The highest value is {values[high]} at {labels[high]}."),
-        (rng.choice(LOWEST_QUESTIONS), f"{listed(chart)}. The lowest value is {values[low]} at {labels[low]}."),
+        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {values[high]} at {labels[high]}."),
+        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {values[low]} at {labels[low]}."),
     ]
-    for i in rng.sample(range(len(labels)), most):
+    for i in rng.sample(range(len(labels)), min(most, len(labels))):
         question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
-        turns.append((question, f"{listed(chart)}. The value of {labels[i]} is {values[i]}."))
-    return rng.sample(turns, most)
+        turns.append((question, f"The value of {labels[i]} is {values[i]}."))
+    return rng.sample(turns, min(most, len(turns)))
 
 
 def _times(rng: random.Random, count: int) -> list[str]:

@@ -1,53 +1,57 @@
-"""Conversations without a picture, about what the question itself says: lists, tables, two scenes in words.
+"""Conversations without a picture, about what the first question itself says: lists, tables, two scenes in words.
 
-They teach to repeat, to take up a name from a question, to find it again, and to compare.
+They teach to repeat, to take up a name from a question, to find it again, to count and to compare, at a fraction of
+what a picture costs.
 """
 
 import random
 
 from . import chart, pair, scene, table
-from .sample import Sample
+from .sample import Sample, read_first
 
-TURNS = 6
+#: Texts in a conversation, and questions about each at most.
+TEXTS, MOST = 3, 8
 
 
 def draw(rng: random.Random, split: str) -> Sample:
-    """`TURNS` questions with their answers; no picture."""
-    ways = (_repeated, _of_chart, _of_chart, _of_table, _of_scene, _of_pair)
-    return Sample("notes", [], [rng.choice(ways)(rng, split) for _ in range(TURNS)])
+    """`TEXTS` texts, each with up to `MOST` questions and their answers; no picture."""
+    ways, turns = (_repeated, _of_chart, _of_chart, _of_table, _of_scene, _of_scene, _of_pair), []
+    for _ in range(TEXTS):
+        text, [(question, answer), *more] = rng.choice(ways)(rng, split)
+        turns += [(f"{text} {question}".strip(), answer), *more]
+    return Sample("notes", [], turns)
 
 
-def _repeated(rng, split) -> tuple[str, str]:
-    text = rng.choice(
-        (
-            chart.listed(chart.content(rng, split)),
-            table.markdown(table.content(rng, split)),
-            scene.listed(scene.content(rng)),
-        )
+def _repeated(rng, split):
+    contents = (
+        lambda: chart.listed(chart.content(rng, split)),
+        lambda: table.markdown(table.content(rng, split)),
+        lambda: scene.listed(scene.content(rng)),
     )
-    return f"Repeat: {text}", text
+    text = rng.choice(contents)()
+    return f"Repeat: {text}", [("", text)]
 
 
-def _of_chart(rng, split) -> tuple[str, str]:
+def _of_chart(rng, split):
     values = chart.content(rng, split)
-    turns = [(rng.choice(chart.QUESTIONS), chart.description(values)), *chart.small_questions(rng, values)]
-    question, answer = rng.choice(turns)
-    return f'{chart.NAMES[values.form]} "{values.title}" in {values.unit}: {chart.listed(values)}. {question}', answer
+    described = (rng.choice(chart.QUESTIONS), chart.description(values))
+    turns, read = chart.small_questions(rng, values, MOST - 1), f"{chart.listed(values)}."
+    text = f'{chart.NAMES[values.form]} "{values.title}" in {values.unit}: {read}'
+    return text, rng.choice(([described, *turns], [*read_first(read, turns), described]))
 
 
-def _of_table(rng, split) -> tuple[str, str]:
+def _of_table(rng, split):
     cells = table.content(rng, split)
-    question, answer = rng.choice(table.small_questions(rng, cells))
-    return f"{table.markdown(cells)}\n{question}", answer
+    return f"{table.markdown(cells)}\n", table.small_questions(rng, cells, MOST)
 
 
-def _of_scene(rng, split) -> tuple[str, str]:
+def _of_scene(rng, split):
     things = scene.content(rng)
-    question, answer = rng.choice(scene.small_questions(rng, things))
-    return f"The picture shows {scene.listed(things)}. {question}", answer
+    shown = scene.description(things)
+    return shown, read_first(shown, scene.small_questions(rng, things, MOST))
 
 
-def _of_pair(rng, split) -> tuple[str, str]:
+def _of_pair(rng, split):
     first, second = pair.two_scenes(rng)
-    shown = f"The first image shows {scene.listed(first)}. The second image shows {scene.listed(second)}."
-    return f"{shown} {rng.choice(pair.QUESTIONS)}", pair.answer(pair.side_by_side(first, second))
+    text = f"The first image shows {scene.listed(first)}. The second image shows {scene.listed(second)}."
+    return text, [(rng.choice(pair.QUESTIONS), pair.answer(pair.side_by_side(first, second)))]

@@ -24,3 +24,10 @@ class Sample:
     turns: list[tuple[str, str]]
     truth: dict = field(default_factory=dict)
     characters: list[np.ndarray] = field(default_factory=list)
+
+
+def read_first(read: str, turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first answer begins with all that was `read`, for a small model finds nothing at one look; what has been
+    said is not said again in the others."""
+    (question, answer), *more = turns
+    return [(question, f"{read} {answer}"), *more]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import effects
-from .sample import CHARACTERS, SHAPES, Sample
+from .sample import CHARACTERS, SHAPES, Sample, read_first
 
 COLORS = {
     "red": (214, 39, 40), "green": (44, 150, 60), "blue": (40, 90, 210), "yellow": (245, 208, 40),
@@ -63,7 +63,8 @@ def draw(rng: random.Random, split: str) -> Sample:
     turns = [(rng.choice(DESCRIBE_QUESTIONS), description(things))]
     more = small_questions(rng, things)
     if split == "train":  # many answers for one picture cost little more than one
-        turns = rng.choice((turns, more, more + turns, turns + more))
+        asked = read_first(description(things), more)
+        turns = rng.choice((turns, asked, asked + turns, turns + more))
     image, marks = paint(rng, things)
     truth = {"things": [vars(thing) for thing in things], "description": description(things)}
     return Sample("scene", [effects.wear(rng, image)], turns, truth, [marks])
@@ -93,22 +94,19 @@ def counted(things: list[Thing], label: str) -> str:
 
 
 def small_questions(rng: random.Random, things: list[Thing], most: int = 2) -> list[tuple[str, str]]:
-    """Up to `most` questions about counts, places and colours, as far as they have one answer, in random order.
-
-    The answers describe the whole picture, and say in the end what was asked: a small model finds nothing at one look.
-    """
+    """Up to `most` questions about counts, places and colours, as far as they have one answer, in random order."""
     turns = {}
     for thing in rng.sample(things, len(things)):
         other = replace(thing, color=rng.choice(list(COLORS)))
         label = rng.choice((thing.name, thing.shape, other.name))
         question = rng.choice(COUNT_QUESTIONS).format(things=f"{label}s")
-        turns[question] = f"{description(things)} {counted(things, label)}"
+        turns[question] = counted(things, label)
         if sum(t.name == thing.name for t in things) == 1:
             question = rng.choice(WHERE_QUESTIONS).format(thing=thing.name)
-            turns[question] = f"{description(things)} The {thing.name} is at the {thing.place}."
+            turns[question] = f"The {thing.name} is at the {thing.place}."
         if sum(t.shape == thing.shape for t in things) == 1:
             question = rng.choice(COLOR_QUESTIONS).format(shape=thing.shape)
-            turns[question] = f"{description(things)} The {thing.shape} is {thing.color}."
+            turns[question] = f"The {thing.shape} is {thing.color}."
     return rng.sample(list(turns.items()), min(len(turns), most))
 
 
