@@ -20,27 +20,16 @@ from tqdm import tqdm
 from helpers import generate_many, load_model_and_processor
 
 from .pictures import KINDS, chart, draw, scene, table
-from .pictures.sample import Sample, read_first
+from .pictures.sample import Sample
 from .scores import COUNTS, score
 from .train import MIX
 
-
-def _about_chart(rng, truth):
-    values = chart.Chart(**truth)
-    return read_first(f"{chart.listed(values)}.", chart.small_questions(rng, values))
-
-
-def _about_scene(rng, truth):
-    things = [scene.Thing(**thing) for thing in truth["things"]]
-    return read_first(scene.description(things), scene.small_questions(rng, things))
-
-
-def _about_table(rng, truth):
-    return table.small_questions(rng, truth["cells"])
-
-
 #: What `--short` can ask about a picture whose truth is known.
-SMALL_QUESTIONS = {"chart": _about_chart, "scene": _about_scene, "table": _about_table}
+SMALL_QUESTIONS = {
+    "chart": lambda rng, truth: chart.small_questions(rng, chart.Chart(**truth)),
+    "scene": lambda rng, truth: scene.small_questions(rng, [scene.Thing(**thing) for thing in truth["things"]]),
+    "table": lambda rng, truth: table.small_questions(rng, truth["cells"]),
+}
 
 
 def short(sample: Sample, index: int) -> Sample:

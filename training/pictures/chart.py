@@ -55,8 +55,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     turns = [(rng.choice(QUESTIONS), description(chart))]
     more = small_questions(rng, chart)
     if split == "train":
-        asked = read_first(f"{listed(chart)}.", more)
-        turns = rng.choice((turns, asked, asked + turns, turns + more))
+        turns = rng.choice((turns, more, more + turns, turns + small_questions(rng, chart, read=False)))
     return Sample("chart", [effects.wear(rng, image)], turns, {**vars(chart)}, [characters])
 
 
@@ -103,8 +102,8 @@ def trend(numbers: list[float]) -> str | None:
     return "is mixed" if abs(change) < 0.2 else None if abs(change) < 0.4 else "rises" if change > 0 else "falls"
 
 
-def small_questions(rng: random.Random, chart: Chart, most: int = 2) -> list[tuple[str, str]]:
-    """Up to `most` questions about single values in random order."""
+def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool = True) -> list[tuple[str, str]]:
+    """Up to `most` questions about single values in random order; with `read` the first answer begins with all."""
     labels, values, numbers = chart.labels, chart.values, chart.numbers
     high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     turns = [
@@ -114,7 +113,8 @@ def small_questions(rng: random.Random, chart: Chart, most: int = 2) -> list[tup
     for i in rng.sample(range(len(labels)), min(most, len(labels))):
         question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
         turns.append((question, f"The value of {labels[i]} is {values[i]}."))
-    return rng.sample(turns, min(most, len(turns)))
+    turns = rng.sample(turns, min(most, len(turns)))
+    return read_first(f"{listed(chart)}.", turns) if read else turns
 
 
 def _times(rng: random.Random, count: int) -> list[str]:

@@ -7,19 +7,17 @@ what a picture costs.
 import random
 
 from . import chart, pair, scene, table
-from .sample import Sample, read_first
+from .sample import Sample
 
-#: Texts in a conversation, and questions about each at most.
-TEXTS, MOST = 3, 8
+#: Questions about the text, at most.
+MOST = 8
 
 
 def draw(rng: random.Random, split: str) -> Sample:
-    """`TEXTS` texts, each with up to `MOST` questions and their answers; no picture."""
-    ways, turns = (_repeated, _of_chart, _of_chart, _of_table, _of_scene, _of_scene, _of_pair), []
-    for _ in range(TEXTS):
-        text, [(question, answer), *more] = rng.choice(ways)(rng, split)
-        turns += [(f"{text} {question}".strip(), answer), *more]
-    return Sample("notes", [], turns)
+    """One text and up to `MOST` questions with their answers; no picture."""
+    ways = (_repeated, _of_chart, _of_chart, _of_table, _of_scene, _of_scene, _of_pair)
+    text, [(question, answer), *more] = rng.choice(ways)(rng, split)
+    return Sample("notes", [], [(f"{text} {question}".strip(), answer), *more])
 
 
 def _repeated(rng, split):
@@ -33,11 +31,11 @@ def _repeated(rng, split):
 
 
 def _of_chart(rng, split):
-    values = chart.content(rng, split)
-    described = (rng.choice(chart.QUESTIONS), chart.description(values))
-    turns, read = chart.small_questions(rng, values, MOST - 1), f"{chart.listed(values)}."
-    text = f'{chart.NAMES[values.form]} "{values.title}" in {values.unit}: {read}'
-    return text, rng.choice(([described, *turns], [*read_first(read, turns), described]))
+    values, described_first = chart.content(rng, split), rng.random() < 0.5
+    described = [(rng.choice(chart.QUESTIONS), chart.description(values))]
+    asked = chart.small_questions(rng, values, MOST - 1, read=not described_first)
+    text = f'{chart.NAMES[values.form]} "{values.title}" in {values.unit}: {chart.listed(values)}.'
+    return text, described + asked if described_first else asked + described
 
 
 def _of_table(rng, split):
@@ -47,8 +45,7 @@ def _of_table(rng, split):
 
 def _of_scene(rng, split):
     things = scene.content(rng)
-    shown = scene.description(things)
-    return shown, read_first(shown, scene.small_questions(rng, things, MOST))
+    return scene.description(things), scene.small_questions(rng, things, MOST)
 
 
 def _of_pair(rng, split):

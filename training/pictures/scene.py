@@ -63,8 +63,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     turns = [(rng.choice(DESCRIBE_QUESTIONS), description(things))]
     more = small_questions(rng, things)
     if split == "train":  # many answers for one picture cost little more than one
-        asked = read_first(description(things), more)
-        turns = rng.choice((turns, asked, asked + turns, turns + more))
+        turns = rng.choice((turns, more, more + turns, turns + small_questions(rng, things, read=False)))
     image, marks = paint(rng, things)
     truth = {"things": [vars(thing) for thing in things], "description": description(things)}
     return Sample("scene", [effects.wear(rng, image)], turns, truth, [marks])
@@ -93,8 +92,9 @@ def counted(things: list[Thing], label: str) -> str:
     return f"There {'is' if number == 1 else 'are'} {NUMBERS[number]} {label}{'' if number == 1 else 's'}."
 
 
-def small_questions(rng: random.Random, things: list[Thing], most: int = 2) -> list[tuple[str, str]]:
-    """Up to `most` questions about counts, places and colours, as far as they have one answer, in random order."""
+def small_questions(rng: random.Random, things: list[Thing], most: int = 2, read: bool = True) -> list[tuple[str, str]]:
+    """Up to `most` questions about counts, places and colours, as far as they have one answer, in random order; with
+    `read` the first answer begins with the description."""
     turns = {}
     for thing in rng.sample(things, len(things)):
         other = replace(thing, color=rng.choice(list(COLORS)))
@@ -107,7 +107,8 @@ def small_questions(rng: random.Random, things: list[Thing], most: int = 2) -> l
         if sum(t.shape == thing.shape for t in things) == 1:
             question = rng.choice(COLOR_QUESTIONS).format(shape=thing.shape)
             turns[question] = f"The {thing.shape} is {thing.color}."
-    return rng.sample(list(turns.items()), min(len(turns), most))
+    chosen = rng.sample(list(turns.items()), min(len(turns), most))
+    return read_first(description(things), chosen) if read else chosen
 
 
 def paint(rng: random.Random, things: list[Thing], size: tuple[int, int] | None = None):
