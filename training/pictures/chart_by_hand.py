@@ -26,9 +26,9 @@ def draw(rng: random.Random, split: str, chart):
 
     align = rng.choice(("left", "center"))
     x = {"left": 0.04, "center": 0.5}[align] * width
-    title_size = fitting([chart.title], rng.uniform(20, 28) * scale, 0.92 * width)
+    title_size = fitting([chart.title], rng.uniform(26, 34) * scale, 0.92 * width)
     write(chart.title, x, 1.15 * title_size, title_size, align)
-    unit_size = min(rng.uniform(16, 20) * scale, title_size)
+    unit_size = min(rng.uniform(21, 26) * scale, title_size)
     write(f"in {chart.unit}", x, 1.15 * title_size + 1.4 * unit_size, unit_size, align)
     top = 1.15 * title_size + 2.2 * unit_size
     tint = colors.readable_on(rng, background, ratio=1.6)
@@ -40,7 +40,7 @@ def draw(rng: random.Random, split: str, chart):
 def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = 0.94 * width / len(chart.labels)
-    size = fitting([*chart.labels, *chart.values], rng.uniform(18, 24) * scale, 0.96 * step)
+    size = fitting([*chart.labels, *chart.values], rng.uniform(23, 32) * scale, 0.96 * step)
     bottom, top = height - 1.9 * size, top + 1.4 * size
     if rng.random() < 0.4:
         for i in range(4):
@@ -66,15 +66,16 @@ def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
 def _lying(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = (height - top - 6 * scale) / len(chart.labels)
-    size = min(fitting(chart.labels, rng.uniform(19, 25) * scale, 0.26 * width), 0.85 * step)
-    room = 0.5 * width
+    size = fitting(chart.labels, rng.uniform(23, 32) * scale, 0.31 * width)
+    size = min(fitting(chart.values, size, 0.23 * width), 0.85 * step)
+    left, room = 0.33 * width, 0.42 * width
     for i, (label, value, number) in enumerate(zip(chart.labels, chart.values, chart.numbers, strict=True)):
         y = top + (i + 0.5) * step
-        right = 0.28 * width + room * number / max(chart.numbers)
-        canvas.draw.rectangle((0.28 * width, y - 0.36 * step, right, y + 0.36 * step), tint)
-        write(label, 0.265 * width, y + 0.35 * size, size, "right")
+        right = left + room * number / max(chart.numbers)
+        canvas.draw.rectangle((left, y - 0.36 * step, right, y + 0.36 * step), tint)
+        write(label, left - 0.015 * width, y + 0.35 * size, size, "right")
         write(value, right + 0.4 * size, y + 0.35 * size, size, "left")
-    canvas.draw.line((0.28 * width, top, 0.28 * width, top + step * len(chart.labels)), ink, max(1, round(scale)))
+    canvas.draw.line((left, top, left, top + step * len(chart.labels)), ink, max(1, round(scale)))
 
 
 def _between(canvas, ink):

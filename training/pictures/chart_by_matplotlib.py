@@ -30,7 +30,7 @@ def draw(rng: random.Random, split: str, chart):
         while not (file := fonts.file(fonts.pick(rng, split)[0])):
             pass
         family = FontProperties(fname=file)
-        small = rng.randint(14, 16)
+        small = rng.randint(16, 19)
         color = f"C{rng.randrange(4)}"
         if chart.form == "line":
             axes.plot(chart.labels, chart.numbers, color, marker=rng.choice("os^"))
@@ -44,8 +44,8 @@ def draw(rng: random.Random, split: str, chart):
             if lying:
                 axes.invert_yaxis()
         axes.margins(x=0.22 if chart.form == "lying" else 0.08, y=0.12)
-        axes.set_title(chart.title, fontproperties=family, fontsize=rng.randint(18, 22))
-        (axes.set_xlabel if chart.form == "lying" else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=15)
+        axes.set_title(chart.title, fontproperties=family, fontsize=rng.randint(20, 24))
+        (axes.set_xlabel if chart.form == "lying" else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=18)
         for tick in (axes.get_yticklabels if chart.form == "lying" else axes.get_xticklabels)():
             tick.set(fontproperties=family, fontsize=small)
         (axes.set_xticks if chart.form == "lying" else axes.set_yticks)([])

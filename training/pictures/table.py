@@ -65,7 +65,7 @@ def as_json(cells: list[list[str]]) -> str:
 def content(rng: random.Random, split: str) -> list[list[str]]:
     """Rows of cells, the header first; a column holds words or numbers, and the first one names that differ."""
     columns, rows = rng.randint(2, 4), rng.randint(2, 5)
-    longest = 10 if columns < 4 else 8
+    longest = {2: 10, 3: 8, 4: 6}[columns]  # room for large type
 
     def different(count, make):
         found: list[str] = []
@@ -78,7 +78,8 @@ def content(rng: random.Random, split: str) -> list[list[str]]:
     table = [different(rows, lambda: words.word(rng, split).capitalize())]
     for _ in range(columns - 1):
         if rng.random() < 0.75:
-            digits, decimals = rng.randint(1, 4), rng.choice((0, 0, 0, 1, 2))
+            digits = rng.randint(1, 4)
+            decimals = rng.choice((0, 0, 0, 1, 2)) if digits < (4 if columns < 4 else 3) else 0
             suffix, prefix = rng.choice((("", ""), ("", ""), ("%", ""), ("", "$")))
             table.append(
                 [
@@ -106,7 +107,7 @@ def paint(rng: random.Random, split: str, cells: list[list[str]]):
     striped, lines = rng.random() < 0.35, rng.choice(("all", "rows", "head", "none"))
     right = rng.random() < 0.4
 
-    size, room = rng.uniform(18, 26) * scale, 436 * scale
+    size, room = rng.uniform(22, 32) * scale, 436 * scale
     while True:
         body, top = fonts.load(family, round(size), 400), fonts.load(family, round(size), bold)
         pad = 0.55 * size
