@@ -40,7 +40,7 @@ def draw(rng: random.Random, split: str, chart):
 def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = 0.94 * width / len(chart.labels)
-    size = fitting([*chart.labels, *chart.values], rng.uniform(23, 32) * scale, 0.96 * step)
+    size = fitting([*chart.labels, *chart.values], rng.uniform(23, 32) * scale, 0.86 * step)
     bottom, top = height - 1.9 * size, top + 1.4 * size
     if rng.random() < 0.4:
         for i in range(4):

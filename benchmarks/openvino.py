@@ -1,0 +1,172 @@
+"""The official decoder on this CPU: 8 bits here against OpenVINO with 4 and 8 bits, side by side, random weights.
+
+    python -m pip install openvino nncf
+    python -m benchmarks.openvino
+
+4 of the 32 layers at full width, without the head; times are medians of rounds in which every form has its turn, and
+only their ratios mean something. Needs 8 GB of memory. OpenVINO gets the same layers, traced with their cache as its
+state, and what it picks for the CPU by itself.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+
+import nncf
+import numpy as np
+import openvino
+import torch
+from openvino import opset13 as ops
+from openvino._offline_transformations import apply_make_stateful_transformation
+from torch import nn
+from tqdm import tqdm
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from helpers.phi3_v import Phi3VForCausalLM
+
+from .cpu import FORMS, config, seconds
+
+
+class Decoder(nn.Module):
+    """The layers with everything that changes as an argument: (hidden states, mask, positions, cache...) to
+    (hidden states, cache...)."""
+
+    def __init__(self, model: Phi3VForCausalLM):
+        super().__init__()
+        self.model = model.model
+
+    def forward(self, inputs_embeds, attention_mask, position_ids, *past):
+        cache = DynamicCache()
+        for keys, values in zip(past[::2], past[1::2], strict=True):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+        outputs = self.model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache
+        )
+        return outputs.last_hidden_state, *(part for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def mask(new: int, past: int) -> torch.Tensor:
+    """Which positions the `new` ones after `past` may look at: float32 (1, 1, new, past + new), 0 or minus infinity."""
+    return torch.full((new, past + new), float("-inf")).triu(past + 1)[None, None]
+
+
+def exported(model: Phi3VForCausalLM) -> openvino.Model:
+    """The decoder as an OpenVINO model that keeps its cache as a state."""
+    sizes = model.config
+    heads, head_size = sizes.num_key_value_heads, sizes.hidden_size // sizes.num_attention_heads
+    past = [torch.zeros(1, heads, 2, head_size) for _ in range(2 * sizes.num_hidden_layers)]
+    example = (torch.rand(1, 3, sizes.hidden_size), mask(3, 2), torch.arange(2, 5)[None], *past)
+    dynamic = [[1, -1, sizes.hidden_size], [1, 1, -1, -1], [1, -1], *([1, heads, -1, head_size] for _ in past)]
+    result = openvino.convert_model(Decoder(model), example_input=example, input=dynamic)
+    names = {}
+    for i, (source, target) in enumerate(zip(result.inputs[3:], result.outputs[1:], strict=True)):
+        source.get_tensor().set_names({f"past.{i}"})
+        target.get_tensor().set_names({f"present.{i}"})
+        names[f"past.{i}"] = f"present.{i}"
+    # The pattern that OpenVINO's CPU plugin takes for a cache: each past goes through a choice of beams.
+    beams = ops.parameter([1], openvino.Type.i32, name="beams")
+    beams.output(0).get_tensor().set_names({"beams"})
+    result.add_parameters([beams])
+    for source in result.inputs[3:-1]:
+        users = source.get_target_inputs()
+        chosen = ops.gather(source, beams, ops.constant(0))
+        for user in users:
+            user.replace_source_output(chosen.output(0))
+    result.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(result, names)
+    nothing = ops.constant(np.zeros((1, heads, 0, head_size), dtype=np.float32))
+    for operation in result.get_ops():
+        if operation.get_type_name() == "ReadValue":
+            operation.set_arguments([nothing.output(0)])
+    result.validate_nodes_and_infer_types()
+    return result
+
+
+class Engine:
+    """An OpenVINO model that is asked as `Ours` is."""
+
+    def __init__(self, model: openvino.Model):
+        compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        self.request = compiled.create_infer_request()
+
+    def __call__(self, inputs_embeds: torch.Tensor, past: int) -> torch.Tensor:
+        """Hidden states of the new positions after `past` ones; 0 begins anew."""
+        if past == 0:
+            self.request.reset_state()
+        new = inputs_embeds.shape[1]
+        positions = torch.arange(past, past + new)[None]
+        inputs = [inputs_embeds, mask(new, past), positions, torch.zeros(1, dtype=torch.int32)]
+        return torch.from_numpy(self.request.infer([part.numpy() for part in inputs])[0].copy())
+
+
+class Ours:
+    """The same layers as the helpers load them."""
+
+    def __init__(self, model: Phi3VForCausalLM):
+        self.model = model.model
+
+    def __call__(self, inputs_embeds: torch.Tensor, past: int) -> torch.Tensor:
+        if past == 0:
+            self.cache = DynamicCache()
+        outputs = self.model(inputs_embeds=inputs_embeds.to(self.model.dtype), past_key_values=self.cache)
+        return outputs.last_hidden_state
+
+
+def read(decoder, embeds: torch.Tensor, length: int) -> torch.Tensor:
+    """Hidden states of a prompt, the first `length` of `embeds`, and one by one of those after it."""
+    steps = range(length, embeds.shape[1])
+    states = [decoder(embeds[:, :length], 0), *(decoder(embeds[:, i : i + 1], i) for i in steps)]
+    return torch.cat(states, dim=1).float()
+
+
+@torch.no_grad()
+def measure(decoder, embeds: torch.Tensor, length: int) -> dict[str, float]:
+    """Seconds of a prompt, the first `length` of `embeds`, and of each further one."""
+    steps = range(length, embeds.shape[1])
+    prefill = seconds(lambda: decoder(embeds[:, :length], 0))
+    answer = seconds(lambda: [decoder(embeds[:, i : i + 1], i) for i in steps])
+    return {"prefill": prefill, "token": answer / len(steps)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--length", type=int, default=800, help="tokens of the prompt")
+    parser.add_argument("--steps", type=int, default=16, help="tokens of the answer")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    decoders = {}
+    with tempfile.TemporaryDirectory() as folder:
+        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+        rounded, plain = (Phi3VForCausalLM.from_pretrained(folder, **FORMS[name]) for name in ("int8", "float32"))
+    decoders["int8"], exact, whole = Ours(rounded), Ours(plain), exported(plain)
+    for name, mode in (("OpenVINO int8", "INT8_SYM"), ("OpenVINO int4", "INT4_SYM")):
+        settings = {"group_size": 128, "ratio": 1.0} if mode == "INT4_SYM" else {}
+        decoders[name] = Engine(nncf.compress_weights(whole.clone(), mode=nncf.CompressWeightsMode[mode], **settings))
+    embeds = plain.config.initializer_range * torch.randn(1, args.length + args.steps, plain.config.hidden_size)
+    with torch.no_grad():
+        truth = exact(embeds, 0)
+        wrong = {name: read(decoder, embeds, args.length) - truth for name, decoder in decoders.items()}
+    error = {name: round((difference.norm() / truth.norm()).item(), 3) for name, difference in wrong.items()}
+    runs = {name: [] for name in decoders}
+    for _ in tqdm(range(args.rounds)):
+        for name, decoder in decoders.items():
+            runs[name].append(measure(decoder, embeds, args.length))
+    speed = {name: {} for name in decoders}
+    for key in runs["int8"][0]:
+        medians = {name: statistics.median(times[key] for times in runs[name]) for name in decoders}
+        for name, median in medians.items():
+            speed[name][key] = round(medians["int8"] / median, 2)
+    print("times as fast as int8 here      prefill        token        error")
+    for name, ratios in speed.items():
+        print(f"{name:26}", *(f"{value:12.2f}" for value in (*ratios.values(), error[name])))
+    versions = {"openvino": openvino.__version__, "nncf": nncf.__version__, "torch": torch.__version__}
+    print(json.dumps({"speed": speed, "error": error, **versions, **vars(args)}))
+
+
+if __name__ == "__main__":
+    main()
