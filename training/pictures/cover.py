@@ -32,8 +32,8 @@ def draw(rng: random.Random, split: str) -> Sample:
     printed_author = author.upper() if rng.random() < 0.3 else author
     align = rng.choice(("center", "center", "left", "right"))
 
-    title_font, spacing, lines = _fit(rng, split, title, width, rng.uniform(36, 64) * scale, 4)
-    author_size = min(rng.uniform(26, 40) * scale, 0.85 * title_font.size)
+    title_font, spacing, lines = _fit(rng, split, title, width, rng.uniform(44, 68) * scale, 4)
+    author_size = min(rng.uniform(30, 42) * scale, 0.75 * title_font.size)
     author_font, author_spacing, author_lines = _fit(rng, split, printed_author, width, author_size, 2)
     title_height = len(lines) * title_font.size * 1.15
     author_height = author_font.size * 1.2
