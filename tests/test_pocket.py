@@ -20,9 +20,9 @@ ASKED = [
     ("price_table.png", "Convert this table to Markdown."),
     ("revenue_chart.png", "Could you please introduce this stock to me?"),
 ]
-#: Those of them whose every word is far ahead of the next. In the table and the chart there are close calls, which
-#: another processor may decide otherwise.
-STEADY = [asked for asked in ASKED if asked[0] not in ("price_table.png", "revenue_chart.png")]
+#: Those of them whose every word is far ahead of the next. In the chart there are close calls, which another processor
+#: may decide otherwise.
+STEADY = [asked for asked in ASKED if asked[0] != "revenue_chart.png"]
 #: In logits: far above what another order of additions can change.
 MARGIN = 0.5
 

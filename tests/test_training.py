@@ -238,6 +238,8 @@ def test_invented_numbers_and_differences_are_counted():
     number = sample.truth["values"][0]
     wrong = scores.score(sample, truth.replace(number, "1" + number))
     assert wrong["missing"] == wrong["invented"] == truth.count(number)
+    assert scores.score(sample, truth)["values"]
+    assert not wrong["values"]
     pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
     said = pair.turns[0][1].replace(", second ", ", second not ")
     assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1

@@ -5,7 +5,7 @@ from collections import Counter
 
 from rapidfuzz.distance import Levenshtein
 
-from .pictures import cover
+from .pictures import chart, cover
 from .pictures.sample import Sample
 
 _FIELDS = {r"\{title\}": "(?P<title>.*)", r"\{author\}": "(?P<author>.*)"}
@@ -33,10 +33,11 @@ def score_cover(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_chart(sample: Sample, text: str) -> dict[str, float]:
-    """How many numbers of the true answer are said, how many are `missing`, and how many others are `invented`."""
+    """Are all labels with their `values` right? How many numbers of the true answer are said, how many are `missing`,
+    and how many others are `invented`?"""
     truth, said = (_NUMBER.findall(answer) for answer in (sample.turns[0][1], text))
-    missing = _left_over(truth, said)
-    return {"numbers": len(truth) - missing, "missing": missing, "invented": _left_over(said, truth)}
+    missing, values = _left_over(truth, said), f": {chart.listed(chart.Chart(**sample.truth))}. " in text
+    return {"values": values, "numbers": len(truth) - missing, "missing": missing, "invented": _left_over(said, truth)}
 
 
 def score_table(sample: Sample, text: str) -> dict[str, float]:
