@@ -29,24 +29,25 @@ from .cpu import FORMS, config, seconds
 
 
 class Decoder(nn.Module):
-    """The layers with everything that changes as an argument: (hidden states, mask, positions, cache...) to
-    (hidden states, cache...)."""
+    """The layers with everything that changes as an argument: (hidden states, mask, rotary tables, cache...) to
+    (hidden states, cache...). The tables are made outside: OpenVINO's bfloat16 holds no position above 256 exactly."""
 
     def __init__(self, model: Phi3VForCausalLM):
         super().__init__()
         self.model = model.model
 
-    def forward(self, inputs_embeds, attention_mask, position_ids, *past):
+    def forward(self, hidden_states, attention_mask, cos, sin, *past):
         cache = DynamicCache()
         for keys, values in zip(past[::2], past[1::2], strict=True):
             layer = DynamicLayer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             cache.layers.append(layer)
-        outputs = self.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache
-        )
-        return outputs.last_hidden_state, *(part for layer in cache.layers for part in (layer.keys, layer.values))
+        for layer in self.model.layers:
+            hidden_states = layer(
+                hidden_states, attention_mask, past_key_values=cache, use_cache=True, position_embeddings=(cos, sin)
+            )
+        return self.model.norm(hidden_states), *(part for layer in cache.layers for part in (layer.keys, layer.values))
 
 
 def mask(new: int, past: int) -> torch.Tensor:
@@ -59,11 +60,13 @@ def exported(model: Phi3VForCausalLM) -> openvino.Model:
     sizes = model.config
     heads, head_size = sizes.num_key_value_heads, sizes.hidden_size // sizes.num_attention_heads
     past = [torch.zeros(1, heads, 2, head_size) for _ in range(2 * sizes.num_hidden_layers)]
-    example = (torch.rand(1, 3, sizes.hidden_size), mask(3, 2), torch.arange(2, 5)[None], *past)
-    dynamic = [[1, -1, sizes.hidden_size], [1, 1, -1, -1], [1, -1], *([1, heads, -1, head_size] for _ in past)]
+    hidden_states, table = torch.rand(1, 3, sizes.hidden_size), torch.rand(1, 3, head_size)
+    example = (hidden_states, mask(3, 2), table, table, *past)
+    dynamic = [[1, -1, sizes.hidden_size], [1, 1, -1, -1], *[[1, -1, head_size]] * 2]
+    dynamic += [[1, heads, -1, head_size]] * len(past)
     result = openvino.convert_model(Decoder(model), example_input=example, input=dynamic)
     names = {}
-    for i, (source, target) in enumerate(zip(result.inputs[3:], result.outputs[1:], strict=True)):
+    for i, (source, target) in enumerate(zip(result.inputs[4:], result.outputs[1:], strict=True)):
         source.get_tensor().set_names({f"past.{i}"})
         target.get_tensor().set_names({f"present.{i}"})
         names[f"past.{i}"] = f"present.{i}"
@@ -71,7 +74,7 @@ def exported(model: Phi3VForCausalLM) -> openvino.Model:
     beams = ops.parameter([1], openvino.Type.i32, name="beams")
     beams.output(0).get_tensor().set_names({"beams"})
     result.add_parameters([beams])
-    for source in result.inputs[3:-1]:
+    for source in result.inputs[4:-1]:
         users = source.get_target_inputs()
         chosen = ops.gather(source, beams, ops.constant(0))
         for user in users:
@@ -89,7 +92,8 @@ def exported(model: Phi3VForCausalLM) -> openvino.Model:
 class Engine:
     """An OpenVINO model that is asked as `Ours` is."""
 
-    def __init__(self, model: openvino.Model):
+    def __init__(self, model: openvino.Model, rotary_emb: nn.Module):
+        self.rotary_emb = rotary_emb
         compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
         self.request = compiled.create_infer_request()
 
@@ -98,8 +102,8 @@ class Engine:
         if past == 0:
             self.request.reset_state()
         new = inputs_embeds.shape[1]
-        positions = torch.arange(past, past + new)[None]
-        inputs = [inputs_embeds, mask(new, past), positions, torch.zeros(1, dtype=torch.int32)]
+        tables = self.rotary_emb(inputs_embeds, torch.arange(past, past + new)[None])
+        inputs = [inputs_embeds, mask(new, past), *tables, torch.zeros(1, dtype=torch.int32)]
         return torch.from_numpy(self.request.infer([part.numpy() for part in inputs])[0].copy())
 
 
@@ -146,7 +150,8 @@ def main():
     decoders["int8"], exact, whole = Ours(rounded), Ours(plain), exported(plain)
     for name, mode in (("OpenVINO int8", "INT8_SYM"), ("OpenVINO int4", "INT4_SYM")):
         settings = {"group_size": 128, "ratio": 1.0} if mode == "INT4_SYM" else {}
-        decoders[name] = Engine(nncf.compress_weights(whole.clone(), mode=nncf.CompressWeightsMode[mode], **settings))
+        model = nncf.compress_weights(whole.clone(), mode=nncf.CompressWeightsMode[mode], **settings)
+        decoders[name] = Engine(model, plain.model.rotary_emb)
     embeds = plain.config.initializer_range * torch.randn(1, args.length + args.steps, plain.config.hidden_size)
     with torch.no_grad():
         truth = exact(embeds, 0)
