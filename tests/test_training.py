@@ -240,10 +240,24 @@ def test_invented_numbers_and_differences_are_counted():
     assert wrong["missing"] == wrong["invented"] == truth.count(number)
     assert scores.score(sample, truth)["values"]
     assert not wrong["values"]
+    label = sample.truth["labels"][0]
+    assert not scores.score(sample, truth.replace(f"{label} {number}", f"Other {number}"))["values"]
     pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
     said = pair.turns[0][1].replace(", second ", ", second not ")
     assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1
     assert scores.score(pair, pictures.pair.COUNTS[0])["invented"] == 0
+
+
+def test_names_are_printed_smaller_than_titles():
+    for i in range(40):
+        sample = pictures.draw("cover", "train", i)
+        marks, title = sample.characters[0], sample.truth["title"].replace(" ", "")
+        printed = "".join(CHARACTERS[int(mark[0])] for mark in marks)
+        start = printed.index(title)
+        heights = marks[:, 4] - marks[:, 2]
+        titles = heights[start : start + len(title)]
+        names = np.delete(heights, np.s_[start : start + len(title)])
+        assert names.max() < 0.85 * titles.min()
 
 
 def test_every_page_has_text():
