@@ -4,8 +4,9 @@
     python -m benchmarks.onnxruntime
 
 4 of the 32 layers at full width and the head; times are medians of rounds in which each has its turn, and only their
-ratios mean something; the last column is how far the logits are from float32. ONNX Runtime gets the same weights as the text model Phi-3, which has the same layers, by its own
-model builder (blocks of 32 weights, products in 8 bits). Needs 8 GB of memory and 3 GB of disk.
+ratios mean something; the last column is how far the logits are from float32. ONNX Runtime gets the same weights as the
+text model Phi-3, which has the same layers, by its own model builder (blocks of 32 weights, products in 8 bits). Needs
+8 GB of memory and 3 GB of disk.
 """
 
 import argparse

@@ -36,7 +36,8 @@ def fastest_attention(device: torch.device) -> str:
 def compile_layers(layers):
     """Compiles each layer for inputs of any length. Faster after a minute or so; needs a C++ compiler."""
     for layer in layers:
-        layer.compile(dynamic=True)
+        # Not `layer.compile()`: that would compile the hooks too, by which transformers hands out hidden states.
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def average_gradients(parameters: list[nn.Parameter]):
