@@ -66,9 +66,10 @@ def test_only_the_same_pair_is_found():
 
 def test_sides_are_compared_letter_by_letter():
     text = "Q1 20: first 3,120, second 3,170, different. Q2 20: first 9.5, second 9.4, different. "
-    text += "At the top left: first a blue heart, second a pink star, different."
+    text += "At the top left: first a blue heart, second a pink star, different. "
+    text += "From 47.1 at 2019 to 83.6 at 2025 the trend rises."
     bind, _ = found_in(text)
-    for one, other in (("3,120", "3,170"), ("9.5", "9.4"), ("blue", "pink"), ("heart", "star")):
+    for one, other in (("3,120", "3,170"), ("9.5", "9.4"), ("blue", "pink"), ("heart", "star"), ("47.1", "83.6")):
         first, second = text.index(one), text.index(other)
         assert [bind[second + i] for i in range(len(other))] == [first + i for i in range(len(other))]
 

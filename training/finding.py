@@ -25,7 +25,11 @@ PAIRS = [
 _THING = PAIRS[2]
 _COUNT = re.compile(rf"((?: \d:{_PLACE}[,.])+) There (?:is|are) \w+({_COLOR})?({_SHAPE})s?\.")
 _COUNTED = re.compile(rf" \d:({_PLACE})")
-_SIDES = re.compile(r" first( \S+?(?: \w+)*), second( \S+?(?: \w+)*), (?:same|different)\.")
+#: What is compared with what.
+SIDES = [
+    re.compile(r" first( \S+?(?: \w+)*), second( \S+?(?: \w+)*), (?:same|different)\."),
+    re.compile(rf"From({_VALUE}) at{_LABEL} to({_VALUE}) at"),
+]
 
 
 def lessons(parts: list[str]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -56,7 +60,7 @@ def lessons(parts: list[str]) -> tuple[list[tuple[int, int]], list[tuple[int, in
                 # Before its number is said: is there one more? Then its place.
                 find += [(look, there[0]), *((token - 1, source) for token, source in zip(here, there, strict=True))]
             look = here[-1]
-    for sides in _SIDES.finditer(text):
+    for sides in (sides for pattern in SIDES for sides in pattern.finditer(text)):
         # Letter by letter, so that one that differs stands out.
         there, here = (tokens(sides.span(group)) for group in (1, 2))
         bind += zip(here, there, strict=False)
