@@ -68,12 +68,11 @@ def test_a_chart_is_described_by_its_own_numbers():
         numbers = [float(value.replace(",", "")) for value in sample.truth["values"]]
         labels, values = sample.truth["labels"], sample.truth["values"]
         assert f'"{sample.truth["title"]}" shows values in {sample.truth["unit"]}: ' in answer
-        assert "; ".join(f"{value} at {label}" for label, value in zip(labels, values)) in answer
+        assert "; ".join(f"{label} {value}" for label, value in zip(labels, values)) in answer
         high = max(range(len(numbers)), key=numbers.__getitem__)
         assert f"The highest value is {values[high]} at {labels[high]}" in answer
         assert numbers.count(max(numbers)) == numbers.count(min(numbers)) == 1
-        ends = f"From {values[0]} at {labels[0]} to {values[-1]} at {labels[-1]} the trend "
-        assert (ends in answer) == sample.truth["ordered"]
+        assert ("The trend" in answer) == sample.truth["ordered"]
 
 
 def test_a_table_is_its_cells():
@@ -105,11 +104,9 @@ def test_a_scene_is_counted_right():
             assert f"{thing.name} at the {thing.place}" in text
         for question, answer in pictures.scene.small_questions(random.Random(i), things, read=False):
             if asked := re.search(r"(?:many|Count the) ([a-z ]+?)s\b", question):
-                *aloud, conclusion = answer.split(". ")
-                places = [thing.place for thing in things if asked[1] in (thing.name, thing.shape)]
-                assert aloud == [", ".join(f"{i + 1}: {place}" for i, place in enumerate(places))] * bool(places)
-                are, s = ("is", "") if len(places) == 1 else ("are", "s")
-                assert conclusion == f"There {are} {pictures.scene.NUMBERS[len(places)]} {asked[1]}{s}."
+                number = sum(asked[1] in (thing.name, thing.shape) for thing in things)
+                are, s = ("is", "") if number == 1 else ("are", "s")
+                assert answer == f"There {are} {pictures.scene.NUMBERS[number]} {asked[1]}{s}."
             else:
                 places = [f"The {thing.name} is at the {thing.place}." for thing in things]
                 assert (places + [f"The {thing.shape} is {thing.color}." for thing in things]).count(answer) == 1
@@ -131,8 +128,7 @@ def test_a_value_is_said_after_all_of_them():
         later.add(two)
     said = ["The highest value is 12 at C.", "The lowest value is 1 at B.", "The value of B is 1."]
     assert later.issuperset(said)
-    assert first.issuperset(f"3 at A; 1 at B; 12 at C; 4 at D. {answer}" for answer in said[:2])
-    assert f"A 3; B 1; C 12; D 4. {said[2]}" in first
+    assert first.issuperset(f"A 3; B 1; C 12; D 4. {answer}" for answer in said)
 
 
 def test_a_trend_is_told_where_it_can_be_seen():
@@ -192,12 +188,10 @@ def test_what_was_read_is_not_read_again(kind):
     whole = module.QUESTIONS if kind == "chart" else module.DESCRIBE_QUESTIONS
     for i in range(30):
         sample = pictures.draw(kind, "train", i)
-        read = {sample.truth.get("description")}
-        if kind == "chart":
-            read = {module.listed(module.Chart(**sample.truth), labels_first) for labels_first in (False, True)}
-        assert any(all_of_it in sample.turns[0][1] for all_of_it in read)
+        read = module.listed(module.Chart(**sample.truth)) if kind == "chart" else sample.truth["description"]
+        assert read in sample.turns[0][1]
         for question, answer in sample.turns[1:]:
-            assert any(all_of_it in answer for all_of_it in read) == (question in whole)
+            assert (read in answer) == (question in whole)
             followed += question not in whole
     assert followed > 10
 
@@ -247,7 +241,7 @@ def test_invented_numbers_and_differences_are_counted():
     assert scores.score(sample, truth)["values"]
     assert not wrong["values"]
     label = sample.truth["labels"][0]
-    assert not scores.score(sample, truth.replace(f"{number} at {label}", f"{number} at Other"))["values"]
+    assert not scores.score(sample, truth.replace(f"{label} {number}", f"Other {number}"))["values"]
     pair = next(s for s in (pictures.draw("pair", "heldout", i) for i in range(20)) if len(s.truth["differences"]) == 1)
     said = pair.turns[0][1].replace(", second ", ", second not ")
     assert scores.score(pair, said)["invented"] == scores.score(pair, said)["missed"] == 1
@@ -327,12 +321,12 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     assert batch["classes"].shape[1:] == (256, 4)
     model = train.Phi3VForCausalLM(train.build_config(collate.processor))
     reader = reading.FeatureReader(model.vision_tower, model.config.hidden_size)
-    loss, lesson, attend, measures = train.losses_and_measures(model, batch, torch.device("cpu"), reader)
+    loss, lesson, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
     alone = [reading.PROCESSOR(image) for sample in samples for image in sample.images]
     numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]
     assert len(batch["classes"]) == sum(numbers)
     assert torch.equal(reader.tiles, torch.cat([a["pixel_values"][0, :n] for a, n in zip(alone, numbers)]))
-    (loss + lesson + attend).backward()
+    (loss + lesson).backward()
     assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
     assert reader.projected_head.weight.grad.any() or not any(len(marks) for s in samples for marks in s.characters)
     assert measures["whole"] == 0

@@ -36,8 +36,7 @@ def fastest_attention(device: torch.device) -> str:
 def compile_layers(layers):
     """Compiles each layer for inputs of any length. Faster after a minute or so; needs a C++ compiler."""
     for layer in layers:
-        # Not `layer.compile()`: that would compile the hooks too, by which transformers hands out hidden states.
-        layer.forward = torch.compile(layer.forward, dynamic=True)
+        layer.compile(dynamic=True)
 
 
 def average_gradients(parameters: list[nn.Parameter]):

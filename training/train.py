@@ -18,7 +18,7 @@ from helpers.checkpoints import READ, SUMS
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 from helpers.prompts import format_prompt
 
-from . import attention, reading, recipe, tokenizer
+from . import reading, recipe, tokenizer
 from .grow import grown
 from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import KINDS, draw
@@ -87,11 +87,10 @@ def conversation(sample: Sample) -> str:
 
 class Collate:
     """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `read`,
-    also the `lessons` of their pictures' tiles; always those for attention heads."""
+    also the `lessons` of their pictures' tiles."""
 
     def __init__(self, processor: Phi3VProcessor, read: bool = False):
         self.processor, self.read = processor, read
-        self.attention = attention.Lessons(processor.tokenizer, processor.image_token_id)
         names = ["<|assistant|>", "<|end|>", "<|endoftext|>"]
         self.assistant, self.end, self.end_of_text = processor.tokenizer.convert_tokens_to_ids(names)
 
@@ -104,7 +103,6 @@ class Collate:
                 if inside or (last, token) == (self.end, self.end_of_text):
                     labels[i] = token
                 inside, last = token == self.assistant or (inside and token != self.end), token
-        inputs |= self.attention(inputs["input_ids"], samples)
         if self.read and "pixel_values" in inputs:
             # In the order of the pictures in the text, which is that of the samples' lists.
             pairs = [lessons(image.size, marks) for s in samples for image, marks in zip(s.images, s.characters)]
@@ -127,26 +125,22 @@ class Drawing:
         return draw(self.kinds[index // self.step % len(self.kinds)], split, index)
 
 
-def losses_and_measures(model, batch, device, reader: FeatureReader | None = None):
-    """Cross entropy of the answers' tokens, the losses of the lessons in reading, if there are any, and for attention
-    heads; and as measures the share of `whole` answers right when shown what came before, of `read` parts of patches,
-    and of positions that each of `attention.HEADS` sends to the right place."""
+def loss_and_measures(model, batch, device, reader: FeatureReader | None = None):
+    """Cross entropy of the answers' tokens, the loss of the reading lessons if there are any, and as measures the share
+    of `whole` answers right when shown what came before, and of `read` parts of patches."""
     batch = {name: part.to(device) for name, part in batch.items()}
     labels, marks = batch.pop("labels")[:, 1:], [batch.pop(name) for name in ("classes", "boxes") if name in batch]
-    lessons = {name: batch.pop(name) for name in attention.HEADS}
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        outputs = model.model(**batch, use_cache=False, output_hidden_states=True)
-        logits = model.lm_head(outputs.last_hidden_state[:, :-1][labels != -100]).float()
+        hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden_states[labels != -100]).float()
         predicted = reader(model.model.vision_embed_tokens.img_projection) if marks else None
-        mask = batch["attention_mask"]
-        attend, measures = attention.loss_and_accuracy(model.model, outputs.hidden_states, mask, lessons)
     targets = labels[labels != -100]
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != -100] = logits.argmax(-1) == targets
-    measures["whole"], read = right.all(1).float().mean().item(), torch.zeros(())
+    measures, lesson = {"whole": right.all(1).float().mean().item()}, torch.zeros(())
     if marks:
-        read, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *marks)
-    return F.cross_entropy(logits, targets), read, attend, measures
+        lesson, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *marks)
+    return F.cross_entropy(logits, targets), lesson, measures
 
 
 def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
@@ -170,7 +164,6 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
     parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
-    parser.add_argument("--attend", type=float, default=0.1, help="weight of the lessons for attention heads")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
@@ -204,16 +197,15 @@ def main():
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
         model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
-        loss, read, attend, measures = losses_and_measures(model, batch, device, reader)
-        run.update(loss + args.read * read + args.attend * attend, **measures)
+        loss, lesson, measures = loss_and_measures(model, batch, device, reader)
+        run.update(loss + args.read * lesson, **measures)
         if run.time_to_evaluate():
             scores = {}
             with torch.no_grad():
                 for kind, batch in held_out.items():
-                    loss, *_, measures = losses_and_measures(model, batch, device, reader)
-                    scores[f"heldout_loss_{kind}"] = loss.item()
-                    for name, value in measures.items():
-                        scores[f"heldout_{kind}" if name == "whole" else f"heldout_{name}_{kind}"] = value
+                    loss, _, measures = loss_and_measures(model, batch, device, reader)
+                    scores |= {f"heldout_loss_{kind}": loss.item(), f"heldout_{kind}": measures["whole"]}
+                    scores |= {f"heldout_read_{kind}": measures["read"]} if "read" in measures else {}
             run.report(**scores)
     if RANK == 0:
         export(model, processor, args.checkpoint)

@@ -81,26 +81,18 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
 
 def description(chart: Chart) -> str:
     """The answer to "what does it show?": first all values as they are written in the picture, then what follows."""
-    values, labels, numbers = chart.values, chart.labels, chart.numbers
+    labels, values, numbers = chart.labels, chart.values, chart.numbers
+    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     text = (
-        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. {extreme(chart)}, '
-        f"{extreme(chart, min, 'the lowest')}."
+        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. The highest value is '
+        f"{values[high]} at {labels[high]}, the lowest value is {values[low]} at {labels[low]}."
     )
-    if not chart.ordered:
-        return text
-    return f"{text} From {values[0]} at {labels[0]} to {values[-1]} at {labels[-1]} the trend {trend(numbers)}."
+    return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
 
 
-def extreme(chart: Chart, which=max, name: str = "The highest") -> str:
-    """As in "The highest value is 1,932 at Q2"."""
-    place = chart.numbers.index(which(chart.numbers))
-    return f"{name} value is {chart.values[place]} at {chart.labels[place]}"
-
-
-def listed(chart: Chart, labels_first: bool = False) -> str:
-    """As in "830 at Q1; 1,932 at Q2" or "Q1 830; Q2 1,932"."""
-    pairs = zip(chart.labels, chart.values, strict=True)
-    return "; ".join(f"{label} {value}" if labels_first else f"{value} at {label}" for label, value in pairs)
+def listed(chart: Chart) -> str:
+    """As in "Q1 830; Q2 1,932"."""
+    return "; ".join(f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
 
 
 def trend(numbers: list[float]) -> str | None:
@@ -111,18 +103,18 @@ def trend(numbers: list[float]) -> str | None:
 
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool = True) -> list[tuple[str, str]]:
-    """Up to `most` questions about single values in random order; with `read` the first answer begins with all, in the
-    order in which it then says what was asked: label and value, or value and label."""
+    """Up to `most` questions about single values in random order; with `read` the first answer begins with all."""
+    labels, values, numbers = chart.labels, chart.values, chart.numbers
+    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     turns = [
-        (rng.choice(HIGHEST_QUESTIONS), f"{extreme(chart)}."),
-        (rng.choice(LOWEST_QUESTIONS), f"{extreme(chart, min, 'The lowest')}."),
+        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {values[high]} at {labels[high]}."),
+        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {values[low]} at {labels[low]}."),
     ]
-    for i in rng.sample(range(len(chart.labels)), min(most, len(chart.labels))):
-        question = rng.choice(VALUE_QUESTIONS).format(label=chart.labels[i])
-        turns.append((question, f"The value of {chart.labels[i]} is {chart.values[i]}."))
+    for i in rng.sample(range(len(labels)), min(most, len(labels))):
+        question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
+        turns.append((question, f"The value of {labels[i]} is {values[i]}."))
     turns = rng.sample(turns, min(most, len(turns)))
-    labels_first = turns[0][1].startswith("The value of")
-    return read_first(f"{listed(chart, labels_first)}.", turns) if read else turns
+    return read_first(f"{listed(chart)}.", turns) if read else turns
 
 
 def _times(rng: random.Random, count: int) -> list[str]:
