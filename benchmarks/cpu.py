@@ -10,7 +10,6 @@ would do: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (no bfloat16 units), or AVX2 w
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 
@@ -19,6 +18,8 @@ from tqdm import tqdm
 
 from helpers.int8 import Int8Config
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM
+
+from .compare import speeds
 
 LAYERS, OFFICIAL_LAYERS = 4, 32
 TOWER_LAYERS, OFFICIAL_TOWER_LAYERS = 4, 23
@@ -94,14 +95,8 @@ def main():
                     results[name].append(times)
                 bar.update()
         bar.close()
-    medians = {
-        name: {key: statistics.median(t[key] for t in runs) for key in runs[0]} for name, runs in results.items()
-    }
     first, *_ = FORMS
-    speed = {
-        name: {key: round(medians[first][key] / value, 2) for key, value in times.items()}
-        for name, times in medians.items()
-    }
+    speed = speeds(results, first)
     columns = list(speed[first])
     print(f"times as fast as {first}", *(f"{column:>12}" for column in columns))
     for name, ratios in speed.items():

@@ -10,12 +10,9 @@ text model Phi-3, which has the same layers, by its own model builder (blocks of
 """
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import onnxruntime_genai
@@ -26,6 +23,7 @@ from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 from helpers import POCKET
 from helpers.phi3_v import Phi3VForCausalLM
 
+from .compare import report, speeds
 from .cpu import FORMS, config, seconds
 
 EXTRA = ["int4_block_size=32", "int4_accuracy_level=4"]
@@ -118,20 +116,7 @@ def main():
                 times = measure()
                 if i > 0:  # the first round warms up
                     runs[name].append(times)
-    medians = {
-        name: {key: statistics.median(run[key] for run in times) for key in times[0]} for name, times in runs.items()
-    }
-    speed = {
-        name: {key: round(medians["int8"][key] / value, 2) for key, value in times.items()}
-        for name, times in medians.items()
-    }
-    print("times as fast as int8 here      prefill        token        error")
-    for name, ratios in speed.items():
-        print(f"{name:26}", *(f"{value:12.2f}" for value in (*ratios.values(), error[name])))
-    versions = {package: version(package) for package in ("onnxruntime-genai", "onnxruntime", "torch")}
-    capability = torch.backends.cpu.get_cpu_capability()
-    facts = {**versions, "capability": capability, "threads": torch.get_num_threads()}
-    print(json.dumps({"speed": speed, "error": error, **facts, **vars(args)}))
+    report(speeds(runs, "int8"), error, ["onnxruntime-genai", "onnxruntime"], args)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ state, and picks the rest for the CPU by itself. The last column is how far the 
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 
 import nncf
@@ -25,6 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from helpers.phi3_v import Phi3VForCausalLM
 
+from .compare import report, speeds
 from .cpu import FORMS, config, seconds
 
 #: How the weights of each form are compressed.
@@ -164,18 +163,7 @@ def main():
     for _ in tqdm(range(args.rounds)):
         for name, decoder in decoders.items():
             runs[name].append(measure(decoder, embeds, args.length))
-    speed = {name: {} for name in decoders}
-    for key in runs["int8"][0]:
-        medians = {name: statistics.median(times[key] for times in runs[name]) for name in decoders}
-        for name, median in medians.items():
-            speed[name][key] = round(medians["int8"] / median, 2)
-    print("times as fast as int8 here      prefill        token        error")
-    for name, ratios in speed.items():
-        print(f"{name:26}", *(f"{value:12.2f}" for value in (*ratios.values(), error[name])))
-    versions = {"openvino": openvino.__version__, "nncf": nncf.__version__, "torch": torch.__version__}
-    capability = torch.backends.cpu.get_cpu_capability()
-    facts = {**versions, "capability": capability, "threads": torch.get_num_threads()}
-    print(json.dumps({"speed": speed, "error": error, **facts, **vars(args)}))
+    report(speeds(runs, "int8"), error, ["openvino", "nncf"], args)
 
 
 if __name__ == "__main__":
