@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from . import chart_by_hand, chart_by_matplotlib, effects, words
-from .sample import Sample, read_first
+from .sample import Sample, lettered, read_first
 
 QUESTIONS = (
     "Could you please introduce this stock to me?",
@@ -20,6 +20,8 @@ VALUE_QUESTIONS = (
 )
 HIGHEST_QUESTIONS = ("What is the highest value?", "Which one is the highest?")
 LOWEST_QUESTIONS = ("What is the lowest value?", "Which one is the lowest?")
+FALLING_QUESTIONS = ("Sort the values from highest to lowest.", "Rank the values, the highest first.")
+RISING_QUESTIONS = ("Sort the values from lowest to highest.", "Rank the values, the lowest first.")
 
 NAMES = {"bar": "bar chart", "lying": "bar chart", "line": "line chart"}
 UNITS = ("million dollars", "billion dollars", "million", "thousand", "percent", "points", "tons", "hours")
@@ -81,18 +83,29 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
 
 def description(chart: Chart) -> str:
     """The answer to "what does it show?": first all values as they are written in the picture, then what follows."""
-    labels, values, numbers = chart.labels, chart.values, chart.numbers
-    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
-    text = (
-        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. The highest value is '
-        f"{values[high]} at {labels[high]}, the lowest value is {values[low]} at {labels[low]}."
-    )
-    return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
+    items, text = items_of(chart), f"{said_of(chart)} The highest value is {extreme(chart)}, the lowest is"
+    text = f"{text} {extreme(chart, min)}."
+    return text + (f" From {items[0]} to {items[-1]} the trend {trend(chart.numbers)}." if chart.ordered else "")
+
+
+def said_of(chart: Chart) -> str:
+    """The beginning of the description: all that is written in the picture."""
+    return f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}.'
+
+
+def items_of(chart: Chart) -> list[str]:
+    """As in "a) Q1 830", "b) Q2 1,932"."""
+    return lettered([f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True)])
 
 
 def listed(chart: Chart) -> str:
-    """As in "Q1 830; Q2 1,932"."""
-    return "; ".join(f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
+    """As in "a) Q1 830; b) Q2 1,932"."""
+    return "; ".join(items_of(chart))
+
+
+def extreme(chart: Chart, which=max) -> str:
+    """The item with the highest value, or with the lowest."""
+    return items_of(chart)[chart.numbers.index(which(chart.numbers))]
 
 
 def trend(numbers: list[float]) -> str | None:
@@ -103,16 +116,18 @@ def trend(numbers: list[float]) -> str | None:
 
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool = True) -> list[tuple[str, str]]:
-    """Up to `most` questions about single values in random order; with `read` the first answer begins with all."""
-    labels, values, numbers = chart.labels, chart.values, chart.numbers
-    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
+    """Up to `most` questions about values and their order, at random; with `read` the first answer begins with all."""
+    rising = [item for _, item in sorted(zip(chart.numbers, items_of(chart), strict=True))]
     turns = [
-        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {values[high]} at {labels[high]}."),
-        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {values[low]} at {labels[low]}."),
+        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {extreme(chart)}."),
+        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {extreme(chart, min)}."),
+        (rng.choice(FALLING_QUESTIONS), f"{'; '.join(reversed(rising))}."),
+        (rng.choice(RISING_QUESTIONS), f"{'; '.join(rising)}."),
     ]
-    for i in rng.sample(range(len(labels)), min(most, len(labels))):
-        question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
-        turns.append((question, f"The value of {labels[i]} is {values[i]}."))
+    for i in rng.sample(range(len(chart.labels)), 2):
+        letter = lettered(chart.labels)[i].split()[0]
+        question = rng.choice(VALUE_QUESTIONS).format(label=chart.labels[i])
+        turns.append((question, f"{chart.labels[i]} is {letter}: {chart.values[i]}."))
     turns = rng.sample(turns, min(most, len(turns)))
     return read_first(f"{listed(chart)}.", turns) if read else turns
 
