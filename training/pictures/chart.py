@@ -20,8 +20,6 @@ VALUE_QUESTIONS = (
 )
 HIGHEST_QUESTIONS = ("What is the highest value?", "Which one is the highest?")
 LOWEST_QUESTIONS = ("What is the lowest value?", "Which one is the lowest?")
-FALLING_QUESTIONS = ("Sort the values from highest to lowest.", "Rank the values, the highest first.")
-RISING_QUESTIONS = ("Sort the values from lowest to highest.", "Rank the values, the lowest first.")
 
 NAMES = {"bar": "bar chart", "lying": "bar chart", "line": "line chart"}
 UNITS = ("million dollars", "billion dollars", "million", "thousand", "percent", "points", "tons", "hours")
@@ -104,8 +102,9 @@ def listed(chart: Chart) -> str:
 
 
 def extreme(chart: Chart, which=max) -> str:
-    """The item with the highest value, or with the lowest."""
-    return items_of(chart)[chart.numbers.index(which(chart.numbers))]
+    """The highest value and where it is, or the lowest, as in "1,932 in b) Q2"."""
+    place = chart.numbers.index(which(chart.numbers))
+    return f"{chart.values[place]} in {lettered(chart.labels)[place]}"
 
 
 def trend(numbers: list[float]) -> str | None:
@@ -116,13 +115,10 @@ def trend(numbers: list[float]) -> str | None:
 
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool = True) -> list[tuple[str, str]]:
-    """Up to `most` questions about values and their order, at random; with `read` the first answer begins with all."""
-    rising = [item for _, item in sorted(zip(chart.numbers, items_of(chart), strict=True))]
+    """Up to `most` questions about single values in random order; with `read` the first answer begins with all."""
     turns = [
         (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {extreme(chart)}."),
         (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {extreme(chart, min)}."),
-        (rng.choice(FALLING_QUESTIONS), f"{'; '.join(reversed(rising))}."),
-        (rng.choice(RISING_QUESTIONS), f"{'; '.join(rising)}."),
     ]
     for i in rng.sample(range(len(chart.labels)), 2):
         letter = lettered(chart.labels)[i].split()[0]

@@ -4,22 +4,27 @@ They teach to find again, to count and to compare what an answer has just said, 
 """
 
 import random
+from dataclasses import replace
 
 from . import chart, scene, table
 from .sample import Sample
 
 #: Questions about what is told, at most.
-MOST = 6
+MOST = 3
 
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Up to `MOST` questions with their answers, of which the first begins with what is told; no picture."""
-    told, turns = rng.choice((_of_chart, _of_chart, _of_table, _of_scene))(rng, split)
+    told, turns = rng.choice((_of_chart, _of_chart, _of_chart, _of_table, _of_scene))(rng, split)
     return Sample("notes", [], turns, told=told)
 
 
 def _of_chart(rng, split):
     content = chart.content(rng, split)
+    if rng.random() < 0.4:  # one digit is compared first, then several
+        digits = rng.randint(1, 3)
+        values = rng.sample(range(10 ** (digits - 1), 10**digits), len(content.labels))
+        content = replace(content, values=[str(value) for value in values], ordered=False)
     if rng.random() < 0.5:
         return f"{chart.listed(content)}.", chart.small_questions(rng, content, MOST)
     described = (rng.choice(chart.QUESTIONS), chart.description(content))
