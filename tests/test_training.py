@@ -68,11 +68,13 @@ def test_a_chart_is_described_by_its_own_numbers():
         numbers = [float(value.replace(",", "")) for value in sample.truth["values"]]
         labels, values = sample.truth["labels"], sample.truth["values"]
         assert f'"{sample.truth["title"]}" shows values in {sample.truth["unit"]}: ' in answer
-        assert "; ".join(f"{label} {value}" for label, value in zip(labels, values)) in answer
-        high = max(range(len(numbers)), key=numbers.__getitem__)
-        assert f"The highest value is {values[high]} at {labels[high]}" in answer
+        items = [f"{letter}) {label} {value}" for letter, label, value in zip("abcdefgh", labels, values)]
+        assert "; ".join(items) in answer
+        high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
+        assert f"The highest value is {values[high]} in {items[high].removesuffix(values[high]).strip()}, " in answer
+        assert f"the lowest is {values[low]} in {items[low].removesuffix(values[low]).strip()}." in answer
         assert numbers.count(max(numbers)) == numbers.count(min(numbers)) == 1
-        assert ("The trend" in answer) == sample.truth["ordered"]
+        assert (f"From {items[0]} to {items[-1]} the trend" in answer) == sample.truth["ordered"]
 
 
 def test_a_table_is_its_cells():
@@ -104,19 +106,25 @@ def test_a_scene_is_counted_right():
             assert f"{thing.name} at the {thing.place}" in text
         for question, answer in pictures.scene.small_questions(random.Random(i), things, read=False):
             if asked := re.search(r"(?:many|Count the) ([a-z ]+?)s\b", question):
-                number = sum(asked[1] in (thing.name, thing.shape) for thing in things)
-                are, s = ("is", "") if number == 1 else ("are", "s")
-                assert answer == f"There {are} {pictures.scene.NUMBERS[number]} {asked[1]}{s}."
+                places = [thing.place for thing in things if asked[1] in (thing.name, thing.shape)]
+                are, s = ("is", "") if len(places) == 1 else ("are", "s")
+                *aloud, number = re.split(r"(?<=\.) ", answer)
+                assert number == f"There {are} {pictures.scene.NUMBERS[len(places)]} {asked[1]}{s}."
+                assert aloud == [f"{asked[1].capitalize()}s: {', '.join(places)}."] * bool(places)
             else:
                 places = [f"The {thing.name} is at the {thing.place}." for thing in things]
                 assert (places + [f"The {thing.shape} is {thing.color}." for thing in things]).count(answer) == 1
 
 
-def test_a_cell_is_found_along_its_row():
+def test_a_cell_is_found_after_all_rows():
     cells = [["Fruit", "Price", "Stock"], ["Apple", "$1", "340"], ["Lemon", "$2", "208"]]
-    answers = dict(pictures.table.small_questions(random.Random(0), cells)).values()
-    assert "Lemon: Price $2; Stock 208. The Stock of Lemon is 208." in answers
-    assert "Apple: Price $1; Stock 340. The Price of Apple is $1." in answers
+    (_, first), *more = pictures.table.small_questions(random.Random(0), cells, most=4)
+    rows = "a) Apple: Price $1; Stock 340. b) Lemon: Price $2; Stock 208. "
+    answers = {first.removeprefix(rows), *(answer for _, answer in more)}
+    assert first.startswith(rows)
+    assert answers == {f"Apple is in a): {cell}." for cell in ("Price $1", "Stock 340")} | {
+        f"Lemon is in b): {cell}." for cell in ("Price $2", "Stock 208")
+    }
 
 
 def test_a_value_is_said_after_all_of_them():
@@ -126,9 +134,9 @@ def test_a_value_is_said_after_all_of_them():
         (_, one), (_, two) = pictures.chart.small_questions(random.Random(i), values)
         first.add(one)
         later.add(two)
-    said = ["The highest value is 12 at C.", "The lowest value is 1 at B.", "The value of B is 1."]
+    said = ["The highest value is 12 in c) C.", "The lowest value is 1 in b) B.", "B is b): 1."]
     assert later.issuperset(said)
-    assert first.issuperset(f"A 3; B 1; C 12; D 4. {answer}" for answer in said)
+    assert first.issuperset(f"a) A 3; b) B 1; c) C 12; d) D 4. {answer}" for answer in said)
 
 
 def test_a_trend_is_told_where_it_can_be_seen():
@@ -171,14 +179,25 @@ def test_the_number_in_a_question_picks_its_picture():
 
 
 def test_notes_say_themselves_what_is_asked():
-    """Every number and every place of an answer stands in the first question, but for how many there are."""
+    """Every number and every place of an answer stands in what is told, but for how many there are."""
     for i in range(20):
         sample = pictures.draw("notes", "train", i)
+        text, first = sample.told, sample.turns[0][1]
         assert not sample.images
-        text = sample.turns[0][0]
-        for _, answer in sample.turns:
+        assert first.startswith(text)
+        for answer in (first.removeprefix(text), *(answer for _, answer in sample.turns[1:])):
             for fact in re.findall(r"[\d.,]*\d|(?:top|middle|bottom) \w+", answer):
                 assert re.search(rf"(?<![\d.,]){re.escape(fact)}(?!\d)", text), (text, answer)
+
+
+def test_what_is_told_is_not_learned():
+    """A label for each token that the model has to say itself, beginning right after what it was told."""
+    collate = train.Collate(train.build_processor())
+    for i in range(20):
+        sample = pictures.draw("notes", "train", i)
+        batch = collate([sample])
+        learned = collate.processor.tokenizer.decode(batch["labels"][batch["labels"] != -100])
+        assert learned.startswith(sample.turns[0][1].removeprefix(sample.told).strip() + "<|end|>")
 
 
 @pytest.mark.parametrize("kind", ["chart", "scene"])

@@ -97,12 +97,15 @@ class Collate:
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         inputs = dict(self.processor([conversation(s) for s in samples], [s.images for s in samples]))
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
-        for ids, labels in zip(inputs["input_ids"].tolist(), inputs["labels"]):
+        for sample, ids, labels in zip(samples, inputs["input_ids"].tolist(), inputs["labels"], strict=True):
             inside, last = False, None
             for i, token in enumerate(ids):
                 if inside or (last, token) == (self.end, self.end_of_text):
                     labels[i] = token
                 inside, last = token == self.assistant or (inside and token != self.end), token
+            if sample.told:
+                begin = ids.index(self.assistant) + 1
+                labels[begin : begin + len(self.processor.tokenizer.tokenize(sample.told))] = -100
         if self.read and "pixel_values" in inputs:
             # In the order of the pictures in the text, which is that of the samples' lists.
             pairs = [lessons(image.size, marks) for s in samples for image, marks in zip(s.images, s.characters)]

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from . import chart_by_hand, chart_by_matplotlib, effects, words
-from .sample import Sample, read_first
+from .sample import Sample, lettered, read_first
 
 QUESTIONS = (
     "Could you please introduce this stock to me?",
@@ -81,18 +81,30 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
 
 def description(chart: Chart) -> str:
     """The answer to "what does it show?": first all values as they are written in the picture, then what follows."""
-    labels, values, numbers = chart.labels, chart.values, chart.numbers
-    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
-    text = (
-        f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}. The highest value is '
-        f"{values[high]} at {labels[high]}, the lowest value is {values[low]} at {labels[low]}."
-    )
-    return text + (f" The trend {trend(numbers)}." if chart.ordered else "")
+    items, text = items_of(chart), f"{said_of(chart)} The highest value is {extreme(chart)}, the lowest is"
+    text = f"{text} {extreme(chart, min)}."
+    return text + (f" From {items[0]} to {items[-1]} the trend {trend(chart.numbers)}." if chart.ordered else "")
+
+
+def said_of(chart: Chart) -> str:
+    """The beginning of the description: all that is written in the picture."""
+    return f'The {NAMES[chart.form]} "{chart.title}" shows values in {chart.unit}: {listed(chart)}.'
+
+
+def items_of(chart: Chart) -> list[str]:
+    """As in "a) Q1 830", "b) Q2 1,932"."""
+    return lettered([f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True)])
 
 
 def listed(chart: Chart) -> str:
-    """As in "Q1 830; Q2 1,932"."""
-    return "; ".join(f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
+    """As in "a) Q1 830; b) Q2 1,932"."""
+    return "; ".join(items_of(chart))
+
+
+def extreme(chart: Chart, which=max) -> str:
+    """The highest value and where it is, or the lowest, as in "1,932 in b) Q2"."""
+    place = chart.numbers.index(which(chart.numbers))
+    return f"{chart.values[place]} in {lettered(chart.labels)[place]}"
 
 
 def trend(numbers: list[float]) -> str | None:
@@ -104,15 +116,14 @@ def trend(numbers: list[float]) -> str | None:
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool = True) -> list[tuple[str, str]]:
     """Up to `most` questions about single values in random order; with `read` the first answer begins with all."""
-    labels, values, numbers = chart.labels, chart.values, chart.numbers
-    high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     turns = [
-        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {values[high]} at {labels[high]}."),
-        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {values[low]} at {labels[low]}."),
+        (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {extreme(chart)}."),
+        (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {extreme(chart, min)}."),
     ]
-    for i in rng.sample(range(len(labels)), min(most, len(labels))):
-        question = rng.choice(VALUE_QUESTIONS).format(label=labels[i])
-        turns.append((question, f"The value of {labels[i]} is {values[i]}."))
+    for i in rng.sample(range(len(chart.labels)), 2):
+        letter = lettered(chart.labels)[i].split()[0]
+        question = rng.choice(VALUE_QUESTIONS).format(label=chart.labels[i])
+        turns.append((question, f"{chart.labels[i]} is {letter}: {chart.values[i]}."))
     turns = rng.sample(turns, min(most, len(turns)))
     return read_first(f"{listed(chart)}.", turns) if read else turns
 

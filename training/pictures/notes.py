@@ -1,54 +1,41 @@
-"""Conversations without a picture, about what the first question itself says: lists, tables, two scenes in words.
+"""Conversations about charts, tables and scenes without their pictures: what would be read from the picture is told.
 
-They teach to repeat, to take up a name from a question, to find it again, to count and to compare, at a fraction of
-what a picture costs.
+They teach to find again, to count and to compare what an answer has just said, at a fraction of what a picture costs.
 """
 
 import random
+from dataclasses import replace
 
-from . import chart, pair, scene, table
+from . import chart, scene, table
 from .sample import Sample
 
-#: Questions about the text, at most.
-MOST = 8
+#: Questions about what is told, at most.
+MOST = 3
 
 
 def draw(rng: random.Random, split: str) -> Sample:
-    """One text and up to `MOST` questions with their answers; no picture."""
-    ways = (_repeated, _of_chart, _of_chart, _of_table, _of_scene, _of_scene, _of_pair)
-    text, [(question, answer), *more] = rng.choice(ways)(rng, split)
-    return Sample("notes", [], [(f"{text} {question}".strip(), answer), *more])
-
-
-def _repeated(rng, split):
-    contents = (
-        lambda: chart.listed(chart.content(rng, split)),
-        lambda: table.markdown(table.content(rng, split)),
-        lambda: scene.listed(scene.content(rng)),
-    )
-    text = rng.choice(contents)()
-    return f"Repeat: {text}", [("", text)]
+    """Up to `MOST` questions with their answers, of which the first begins with what is told; no picture."""
+    told, turns = rng.choice((_of_chart, _of_chart, _of_chart, _of_table, _of_scene))(rng, split)
+    return Sample("notes", [], turns, told=told)
 
 
 def _of_chart(rng, split):
-    values, described_first = chart.content(rng, split), rng.random() < 0.5
-    described = [(rng.choice(chart.QUESTIONS), chart.description(values))]
-    asked = chart.small_questions(rng, values, MOST - 1, read=not described_first)
-    text = f'{chart.NAMES[values.form]} "{values.title}" in {values.unit}: {chart.listed(values)}.'
-    return text, described + asked if described_first else asked + described
+    content = chart.content(rng, split)
+    if rng.random() < 0.4:  # one digit is compared first, then several
+        digits = rng.randint(1, 3)
+        values = rng.sample(range(10 ** (digits - 1), 10**digits), len(content.labels))
+        content = replace(content, values=[str(value) for value in values], ordered=False)
+    if rng.random() < 0.5:
+        return f"{chart.listed(content)}.", chart.small_questions(rng, content, MOST)
+    described = (rng.choice(chart.QUESTIONS), chart.description(content))
+    return chart.said_of(content), [described, *chart.small_questions(rng, content, MOST - 1, read=False)]
 
 
 def _of_table(rng, split):
     cells = table.content(rng, split)
-    return f"{table.markdown(cells)}\n", table.small_questions(rng, cells, MOST)
+    return table.listed(cells), table.small_questions(rng, cells, MOST)
 
 
 def _of_scene(rng, split):
     things = scene.content(rng)
     return scene.description(things), scene.small_questions(rng, things, MOST)
-
-
-def _of_pair(rng, split):
-    first, second = pair.two_scenes(rng)
-    text = f"The first image shows {scene.listed(first)}. The second image shows {scene.listed(second)}."
-    return text, [(rng.choice(pair.QUESTIONS), pair.answer(pair.side_by_side(first, second)))]

@@ -16,7 +16,8 @@ class Sample:
     """One training or test example: pictures (none in `notes`), questions with their true answers, the facts behind.
 
     `characters` has one array a picture, float32 `(number of characters, 5)`: index into `(*CHARACTERS, *SHAPES)`,
-    then left, top, right, bottom in pixels of that picture.
+    then left, top, right, bottom in pixels of that picture. `told` is the beginning of the first answer that is given
+    and not learned: what a picture would say, where there is none.
     """
 
     kind: str
@@ -24,6 +25,12 @@ class Sample:
     turns: list[tuple[str, str]]
     truth: dict = field(default_factory=dict)
     characters: list[np.ndarray] = field(default_factory=list)
+    told: str = ""
+
+
+def lettered(items: list[str]) -> list[str]:
+    """As in "a) one", "b) other": a letter is found again more easily than a name."""
+    return [f"{chr(ord('a') + i)}) {item}" for i, item in enumerate(items)]
 
 
 def read_first(read: str, turns: list[tuple[str, str]]) -> list[tuple[str, str]]:

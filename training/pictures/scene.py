@@ -87,9 +87,11 @@ def description(things: list[Thing]) -> str:
 
 
 def counted(things: list[Thing], label: str) -> str:
-    """As in "There are two stars."."""
-    number = sum(label in (thing.shape, thing.name) for thing in things)
-    return f"There {'is' if number == 1 else 'are'} {NUMBERS[number]} {label}{'' if number == 1 else 's'}."
+    """As in "Stars: top left, center. There are two stars.": a small model counts better aloud."""
+    places = [thing.place for thing in things if label in (thing.shape, thing.name)]
+    aloud = f"{label.capitalize()}s: {', '.join(places)}. " if places else ""
+    number = len(places)
+    return f"{aloud}There {'is' if number == 1 else 'are'} {NUMBERS[number]} {label}{'' if number == 1 else 's'}."
 
 
 def small_questions(rng: random.Random, things: list[Thing], most: int = 2, read: bool = True) -> list[tuple[str, str]]:

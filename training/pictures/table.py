@@ -5,7 +5,7 @@ import random
 
 from . import colors, effects, fonts, words
 from .canvas import Canvas
-from .sample import Sample
+from .sample import Sample, lettered, read_first
 
 QUESTIONS = (
     "Convert this table to Markdown.",
@@ -23,7 +23,7 @@ CELL_QUESTIONS = (
     "What does the table say for {row} under {column}?",
     "Give me only the {column} of {row}.",
 )
-CELL_ANSWER = "{row}: {cells}. The {column} of {row} is {cell}."
+CELL_ANSWER = "{row} is in {letter}: {column} {cell}."
 
 
 def draw(rng: random.Random, split: str) -> Sample:
@@ -40,14 +40,21 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 
 def small_questions(rng: random.Random, cells: list[list[str]], most: int = 3) -> list[tuple[str, str]]:
-    """Questions about `most` cells; the answers read the whole row, then say what was asked."""
+    """Questions about `most` cells; the first answer begins with all rows."""
     places = [(j, i) for j in range(1, len(cells)) for i in range(1, len(cells[0]))]
     turns = []
     for j, i in rng.sample(places, min(len(places), most)):
-        whole = "; ".join(f"{cells[0][k]} {cells[j][k]}" for k in range(1, len(cells[0])))
-        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "cells": whole}
+        letter = lettered(cells)[j - 1].split()[0]
+        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "letter": letter}
         turns.append((rng.choice(CELL_QUESTIONS).format(**fact), CELL_ANSWER.format(**fact)))
-    return turns
+    return read_first(listed(cells), turns)
+
+
+def listed(cells: list[list[str]]) -> str:
+    """As in "a) Lemon: Price $2.15; Stock 208. b) Apple: Price $1.10; Stock 5."."""
+    header, *rows = cells
+    facts = ["; ".join(map(" ".join, zip(header[1:], row[1:], strict=True))) for row in rows]
+    return " ".join(f"{item}." for item in lettered([f"{row[0]}: {fact}" for row, fact in zip(rows, facts)]))
 
 
 def markdown(cells: list[list[str]]) -> str:
