@@ -19,9 +19,23 @@ from phi3_v_data import tiny_model
 from PIL import Image
 
 from helpers import POCKET, format_prompt, load_model_and_processor
-from training import evaluate, grow, pictures, plot, pretrain_vision, reading, recipe, scores, soup, tokenizer, train
+from training import (
+    evaluate,
+    grow,
+    looking,
+    pictures,
+    plot,
+    pretrain_vision,
+    reading,
+    recipe,
+    scores,
+    soup,
+    tokenizer,
+    train,
+)
 from training.loop import Run, optimizers
 from training.pictures import fonts, words
+from training.pictures.canvas import Canvas
 from training.pictures.sample import CHARACTERS, SHAPES
 
 
@@ -105,15 +119,17 @@ def test_a_scene_is_counted_right():
         for thing in things:
             assert f"{thing.name} at the {thing.place}" in text
         for question, answer in pictures.scene.small_questions(random.Random(i), things, read=False):
+            *aloud, conclusion = re.split(r"(?<=\.) ", answer)
+            (shape,) = (shape for shape in pictures.scene.SHAPES if shape in question)
+            listed = ", ".join(f"{thing.color} at the {thing.place}" for thing in things if thing.shape == shape)
+            assert aloud == [f"{shape.capitalize()}s: {listed}."] * bool(listed)
             if asked := re.search(r"(?:many|Count the) ([a-z ]+?)s\b", question):
-                places = [thing.place for thing in things if asked[1] in (thing.name, thing.shape)]
-                are, s = ("is", "") if len(places) == 1 else ("are", "s")
-                *aloud, number = re.split(r"(?<=\.) ", answer)
-                assert number == f"There {are} {pictures.scene.NUMBERS[len(places)]} {asked[1]}{s}."
-                assert aloud == [f"{asked[1].capitalize()}s: {', '.join(places)}."] * bool(places)
+                number = sum(asked[1] in (thing.name, thing.shape) for thing in things)
+                are, s = ("is", "") if number == 1 else ("are", "s")
+                assert conclusion == f"There {are} {pictures.scene.NUMBERS[number]} {asked[1]}{s}."
             else:
                 places = [f"The {thing.name} is at the {thing.place}." for thing in things]
-                assert (places + [f"The {thing.shape} is {thing.color}." for thing in things]).count(answer) == 1
+                assert (places + [f"The {thing.shape} is {thing.color}." for thing in things]).count(conclusion) == 1
 
 
 def test_a_cell_is_found_after_all_rows():
@@ -267,6 +283,25 @@ def test_invented_numbers_and_differences_are_counted():
     assert scores.score(pair, pictures.pair.COUNTS[0])["invented"] == 0
 
 
+def test_a_conclusion_counts_where_all_values_are_right():
+    sample = pictures.draw("chart", "heldout", 0)
+    _, answer = sample.turns[0]
+    read = pictures.chart.listed(pictures.chart.Chart(**sample.truth))
+    assert scores.score(sample, answer)["concluded"]
+    assert not scores.score(sample, answer.replace("lowest", "least"))["concluded"]
+    assert scores.score(sample, answer.replace("The bar", "A bar").replace("The line", "A line"))["concluded"]
+    assert "concluded" not in scores.score(sample, answer.replace(read, read[1:]))
+
+
+def test_a_cover_wrong_by_one_letter_is_told_from_the_others():
+    sample = pictures.draw("cover", "heldout", 0)
+    _, answer = sample.turns[0]
+    title = sample.truth["title"]
+    assert "one" not in scores.score(sample, answer)
+    assert scores.score(sample, answer.replace(title, title[1:]))["one"]
+    assert not scores.score(sample, answer.replace(title, title[2:]))["one"]
+
+
 def test_names_are_printed_smaller_than_titles():
     for i in range(40):
         sample = pictures.draw("cover", "train", i)
@@ -331,7 +366,7 @@ def test_a_picture_of_unknown_characters_teaches_no_reading():
 
 @pytest.mark.parametrize("kind", sorted(pictures.KINDS))
 def test_every_picture_has_its_lessons_tile_by_tile(kind):
-    collate = train.Collate(train.build_processor(), read=True)
+    collate = train.Collate(train.build_processor(), lessons=True)
     samples = [pictures.draw(kind, "train", i) for i in range(2)]
     batch = collate(samples)
     if kind == "notes":
@@ -340,7 +375,7 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     assert batch["classes"].shape[1:] == (256, 4)
     model = train.Phi3VForCausalLM(train.build_config(collate.processor))
     reader = reading.FeatureReader(model.vision_tower, model.config.hidden_size)
-    loss, lesson, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
+    loss, lesson, _, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
     alone = [reading.PROCESSOR(image) for sample in samples for image in sample.images]
     numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]
     assert len(batch["classes"]) == sum(numbers)
@@ -349,6 +384,60 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
     assert reader.projected_head.weight.grad.any() or not any(len(marks) for s in samples for marks in s.characters)
     assert measures["whole"] == 0
+
+
+@pytest.mark.parametrize("kind", ["chart", "cover", "table"])
+def test_lessons_in_looking_point_to_the_character_that_is_said_next(kind):
+    collate = train.Collate(train.build_processor(), lessons=True)
+    samples = [pictures.draw(kind, "heldout", i) for i in range(8)]
+    batch = collate(samples)
+    image_token = collate.image
+    assert len(batch["looks"]) > 100
+    for row, position, target in batch["looks"].tolist():
+        ids, sample = batch["input_ids"][row].tolist(), samples[row]
+        said = collate.processor.tokenizer.convert_ids_to_tokens(ids[position + 1]).replace("▁", "")
+        assert ids[target] == image_token
+        features = looking.features_of(sample.images[0].size, sample.characters[0]) + ids.index(image_token)
+        there = [CHARACTERS[int(index)] for index in sample.characters[0][features == target, 0]]
+        assert said[0] in there
+
+
+def test_words_are_cut_at_gaps_and_lines():
+    canvas, font = Canvas(300, 100, "white"), fonts.load(fonts.TRAIN[0], 20, 400)
+    canvas.text(10, 30, "Two words", font, "black")
+    canvas.text(10, 60, "Line", font, "black")
+    assert looking.words_of(canvas.characters) == [("Two", 0), ("words", 3), ("Line", 8)]
+
+
+def test_a_word_is_looked_for_where_it_is_drawn():
+    canvas, font = Canvas(300, 200, "white"), fonts.load(fonts.TRAIN[0], 20, 400)
+    for line, text in enumerate(("Price", "Lemon $5", "Apple $5", "Pear 12")):
+        canvas.text(10, 30 * (line + 1), text, font, "black")
+    answer = "a) Lemon: Price $5. b) Apple: Price $5. c) Pear: Price 12. Pear is in c): Price 12."
+    places = looking.places_of(answer, canvas.characters)
+    read = {k: "PriceLemon$5Apple$5Pear12"[place] for k, place in places.items()}
+    assert all(answer[k] == character for k, character in read.items())
+    assert {places[found.start()] for found in re.finditer("Price", answer[:55])} == {0}
+    assert [places[found.start()] for found in re.finditer(r"\$5", answer)] == [10, 17]
+    assert max(places) == answer.index("12") + 1  # what is said a second time is concluded, not read
+
+
+def test_a_head_learns_to_look():
+    torch.manual_seed(0)
+    collate = train.Collate(train.build_processor(), lessons=True)
+    model = train.Phi3VForCausalLM(train.build_config(collate.processor))
+    lesson = looking.Looking(model)
+    batch = collate([pictures.draw("table", "train", i) for i in range(2)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        *_, look, measures = train.loss_and_measures(model, batch, torch.device("cpu"), looking=lesson)
+        look.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(look.item())
+    assert losses[-1] < losses[0]
+    assert 0 <= measures["look"] <= 1
 
 
 def test_reading_is_measured_where_the_decoder_reads():

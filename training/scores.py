@@ -1,4 +1,4 @@
-"""What an answer got right: one dictionary of numbers an answer, the same names for all answers of a kind."""
+"""What an answer got right: one dictionary of numbers an answer. A name that asks nothing of an answer is left out."""
 
 import re
 from collections import Counter
@@ -24,20 +24,26 @@ def score(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_cover(sample: Sample, text: str) -> dict[str, float]:
-    """Is the `title` exact, is the `author`? `cer` counts the characters of these two only."""
+    """Is the `title` exact, is the `author`? `cer` counts the characters of these two only. Is what is wrong wrong by
+    `one` character?"""
     found = _COVER.fullmatch(text)
     pairs = {field: (sample.truth[field], found[field] if found else "") for field in ("title", "author")}
     errors = sum(Levenshtein.distance(*pair) for pair in pairs.values())
     right = {field: truth == said for field, (truth, said) in pairs.items()}
-    return right | {"cer": errors / sum(len(truth) for truth, _ in pairs.values())}
+    by_one = {"one": errors == 1} if errors else {}
+    return right | {"cer": errors / sum(len(truth) for truth, _ in pairs.values())} | by_one
 
 
 def score_chart(sample: Sample, text: str) -> dict[str, float]:
-    """Are all labels with their `values` right? How many numbers of the true answer are said, how many are `missing`,
-    and how many others are `invented`?"""
-    truth, said = (_NUMBER.findall(answer) for answer in (sample.turns[0][1], text))
-    missing, values = _left_over(truth, said), f": {chart.listed(chart.Chart(**sample.truth))}. " in text
-    return {"values": values, "numbers": len(truth) - missing, "missing": missing, "invented": _left_over(said, truth)}
+    """Are all labels with their `values` right, and if so, is what is `concluded` from them? How many numbers of the
+    true answer are said, how many are `missing`, and how many others are `invented`?"""
+    _, answer = sample.turns[0]
+    truth, said = _NUMBER.findall(answer), _NUMBER.findall(text)
+    missing, read = _left_over(truth, said), f": {chart.listed(chart.Chart(**sample.truth))}. "
+    values = read in text
+    concluded = {"concluded": text.split(read)[1] == answer.split(read)[1]} if values else {}
+    numbers = {"numbers": len(truth) - missing, "missing": missing, "invented": _left_over(said, truth)}
+    return {"values": values} | concluded | numbers
 
 
 def score_table(sample: Sample, text: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ from helpers.prompts import format_prompt
 
 from . import reading, recipe, tokenizer
 from .grow import grown
+from .looking import Looking, looks_of
 from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
 from .pictures import KINDS, draw
 from .pictures.sample import Sample
@@ -86,13 +87,13 @@ def conversation(sample: Sample) -> str:
 
 
 class Collate:
-    """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `read`,
-    also the `lessons` of their pictures' tiles."""
+    """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `lessons`,
+    also those in reading, for the tiles of the pictures, and in looking, for the tokens of the answers."""
 
-    def __init__(self, processor: Phi3VProcessor, read: bool = False):
-        self.processor, self.read = processor, read
-        names = ["<|assistant|>", "<|end|>", "<|endoftext|>"]
-        self.assistant, self.end, self.end_of_text = processor.tokenizer.convert_tokens_to_ids(names)
+    def __init__(self, processor: Phi3VProcessor, lessons: bool = False):
+        self.processor, self.lessons = processor, lessons
+        names = ["<|assistant|>", "<|end|>", "<|endoftext|>", "<|image|>"]
+        self.assistant, self.end, self.end_of_text, self.image = processor.tokenizer.convert_tokens_to_ids(names)
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         inputs = dict(self.processor([conversation(s) for s in samples], [s.images for s in samples]))
@@ -106,11 +107,24 @@ class Collate:
             if sample.told:
                 begin = ids.index(self.assistant) + 1
                 labels[begin : begin + len(self.processor.tokenizer.tokenize(sample.told))] = -100
-        if self.read and "pixel_values" in inputs:
+        if self.lessons and "pixel_values" in inputs:
             # In the order of the pictures in the text, which is that of the samples' lists.
             pairs = [lessons(image.size, marks) for s in samples for image, marks in zip(s.images, s.characters)]
             inputs["classes"], inputs["boxes"] = (torch.cat(part) for part in zip(*pairs, strict=True))
+            rows = enumerate(zip(samples, inputs["input_ids"].tolist(), strict=True))
+            looks = [(row, *look) for row, (sample, ids) in rows for look in self.looks(sample, ids)]
+            inputs["looks"] = torch.tensor(looks, dtype=torch.int64).reshape(-1, 3)
         return inputs
+
+    def looks(self, sample: Sample, ids: list[int]) -> list[tuple[int, int]]:
+        """Lessons in looking for one row of the batch: pairs (position that looks, position to look at)."""
+        begin, first = ids.index(self.assistant) + 1, ids.index(self.image)
+        pieces = self.processor.tokenizer.convert_ids_to_tokens(ids[begin : ids.index(self.end, begin)])
+        # The answer begins without the space that its first token has.
+        pieces = [piece.replace("▁", " ").replace("<0x0A>", "\n") for piece in pieces]
+        looks = looks_of(sample, [pieces[0].removeprefix(" "), *pieces[1:]])
+        # A token is said by the position before it.
+        return [(begin + token - 1, first + feature) for token, feature in looks]
 
 
 def part_of(parameter: str) -> str:
@@ -128,22 +142,27 @@ class Drawing:
         return draw(self.kinds[index // self.step % len(self.kinds)], split, index)
 
 
-def loss_and_measures(model, batch, device, reader: FeatureReader | None = None):
-    """Cross entropy of the answers' tokens, the loss of the reading lessons if there are any, and as measures the share
-    of `whole` answers right when shown what came before, and of `read` parts of patches."""
+def loss_and_measures(model, batch, device, reader: FeatureReader | None = None, looking: Looking | None = None):
+    """Cross entropy of the answers' tokens, the losses of the lessons in reading and looking if there are any, and as
+    measures the shares of `whole` answers right when shown what came before, of `read` parts of patches and of tokens
+    that `look` where they should."""
     batch = {name: part.to(device) for name, part in batch.items()}
-    labels, marks = batch.pop("labels")[:, 1:], [batch.pop(name) for name in ("classes", "boxes") if name in batch]
+    labels, looks = batch.pop("labels")[:, 1:], batch.pop("looks", ())
+    marks = [batch.pop(name) for name in ("classes", "boxes") if name in batch]
     with torch.autocast(device.type, dtype=torch.bfloat16):
         hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_states[labels != -100]).float()
-        predicted = reader(model.model.vision_embed_tokens.img_projection) if marks else None
+        predicted = reader(model.model.vision_embed_tokens.img_projection) if reader and marks else None
+        looked = looking.loss_and_accuracy(looks, batch["attention_mask"]) if looking and len(looks) else None
     targets = labels[labels != -100]
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != -100] = logits.argmax(-1) == targets
-    measures, lesson = {"whole": right.all(1).float().mean().item()}, torch.zeros(())
-    if marks:
-        lesson, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *marks)
-    return F.cross_entropy(logits, targets), lesson, measures
+    measures, read, look = {"whole": right.all(1).float().mean().item()}, torch.zeros(()), torch.zeros(())
+    if predicted:
+        read, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *marks)
+    if looked:
+        look, measures["look"] = looked
+    return F.cross_entropy(logits, targets), read, look, measures
 
 
 def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
@@ -167,6 +186,7 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
     parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
+    parser.add_argument("--look", type=float, default=0.1, help="weight of the lessons in looking beside the answers")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
@@ -189,6 +209,7 @@ def main():
     if args.vision:
         model = with_tower(model, args.vision)
     reader = FeatureReader(model.vision_tower, model.config.hidden_size).to(device)
+    looking = Looking(model)
     if args.compile:
         compile_layers((*model.model.layers, *model.vision_tower.encoder.layers))
     learning = nn.ModuleDict({"model": model, "reader": reader})
@@ -196,19 +217,19 @@ def main():
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
     steps = optimizers(learning, lambda name: rate[part_of(name)])
     run = Run(args.out, learning, steps, args.pictures)
-    collate, drawing = Collate(processor, read=args.read > 0), Drawing(args.kinds, args.batch * WORLD)
+    collate, drawing = Collate(processor, lessons=args.read + args.look > 0), Drawing(args.kinds, args.batch * WORLD)
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
         model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
-        loss, lesson, measures = loss_and_measures(model, batch, device, reader)
-        run.update(loss + args.read * lesson, **measures)
+        loss, read, look, measures = loss_and_measures(model, batch, device, reader, looking)
+        run.update(loss + args.read * read + args.look * look, **measures)
         if run.time_to_evaluate():
             scores = {}
             with torch.no_grad():
                 for kind, batch in held_out.items():
-                    loss, _, measures = loss_and_measures(model, batch, device, reader)
-                    scores |= {f"heldout_loss_{kind}": loss.item(), f"heldout_{kind}": measures["whole"]}
-                    scores |= {f"heldout_read_{kind}": measures["read"]} if "read" in measures else {}
+                    loss, _, _, measures = loss_and_measures(model, batch, device, reader, looking)
+                    measures = {f"heldout_{name}_{kind}": value for name, value in measures.items()}
+                    scores |= {f"heldout_loss_{kind}": loss.item()} | measures
             run.report(**scores)
     if RANK == 0:
         export(model, processor, args.checkpoint)

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from . import chart_by_hand, chart_by_matplotlib, effects, words
-from .sample import Sample, lettered, read_first
+from .sample import Sample, letter, lettered, read_first
 
 QUESTIONS = (
     "Could you please introduce this stock to me?",
@@ -121,9 +121,8 @@ def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool 
         (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {extreme(chart, min)}."),
     ]
     for i in rng.sample(range(len(chart.labels)), 2):
-        letter = lettered(chart.labels)[i].split()[0]
         question = rng.choice(VALUE_QUESTIONS).format(label=chart.labels[i])
-        turns.append((question, f"{chart.labels[i]} is {letter}: {chart.values[i]}."))
+        turns.append((question, f"{chart.labels[i]} is {letter(i)}: {chart.values[i]}."))
     turns = rng.sample(turns, min(most, len(turns)))
     return read_first(f"{listed(chart)}.", turns) if read else turns
 

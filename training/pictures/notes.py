@@ -15,7 +15,7 @@ MOST = 3
 
 def draw(rng: random.Random, split: str) -> Sample:
     """Up to `MOST` questions with their answers, of which the first begins with what is told; no picture."""
-    told, turns = rng.choice((_of_chart, _of_chart, _of_chart, _of_table, _of_scene))(rng, split)
+    told, turns = rng.choice((_of_chart, _of_chart, _of_chart, _of_table, _of_scene, _of_scene))(rng, split)
     return Sample("notes", [], turns, told=told)
 
 

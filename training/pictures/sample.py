@@ -28,9 +28,14 @@ class Sample:
     told: str = ""
 
 
+def letter(place: int) -> str:
+    """As in "a)" for 0: a letter is found again more easily than a name."""
+    return f"{chr(ord('a') + place)})"
+
+
 def lettered(items: list[str]) -> list[str]:
-    """As in "a) one", "b) other": a letter is found again more easily than a name."""
-    return [f"{chr(ord('a') + i)}) {item}" for i, item in enumerate(items)]
+    """As in "a) one", "b) other"."""
+    return [f"{letter(i)} {item}" for i, item in enumerate(items)]
 
 
 def read_first(read: str, turns: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -86,12 +86,18 @@ def description(things: list[Thing]) -> str:
     return f"The picture shows {listed(things)}."
 
 
-def counted(things: list[Thing], label: str) -> str:
-    """As in "Stars: top left, center. There are two stars.": a small model counts better aloud."""
-    places = [thing.place for thing in things if label in (thing.shape, thing.name)]
-    aloud = f"{label.capitalize()}s: {', '.join(places)}. " if places else ""
-    number = len(places)
-    return f"{aloud}There {'is' if number == 1 else 'are'} {NUMBERS[number]} {label}{'' if number == 1 else 's'}."
+def aloud(things: list[Thing], shape: str) -> str:
+    """As in "Stars: red at the top left, blue at the center. ": a small model answers better what it has put together;
+    nothing where there is none."""
+    listed = ", ".join(f"{thing.color} at the {thing.place}" for thing in things if thing.shape == shape)
+    return f"{shape.capitalize()}s: {listed}. " if listed else ""
+
+
+def counted(things: list[Thing], color: str, shape: str) -> str:
+    """How many there are of this shape and, unless it is empty, of this colour, as in "There are two stars."."""
+    number = sum(thing.shape == shape and color in ("", thing.color) for thing in things)
+    are, plural = ("is", "") if number == 1 else ("are", "s")
+    return f"There {are} {NUMBERS[number]} {f'{color} {shape}'.strip()}{plural}."
 
 
 def small_questions(rng: random.Random, things: list[Thing], most: int = 2, read: bool = True) -> list[tuple[str, str]]:
@@ -99,16 +105,16 @@ def small_questions(rng: random.Random, things: list[Thing], most: int = 2, read
     `read` the first answer begins with the description."""
     turns = {}
     for thing in rng.sample(things, len(things)):
-        other = replace(thing, color=rng.choice(list(COLORS)))
-        label = rng.choice((thing.name, thing.shape, other.name))
-        question = rng.choice(COUNT_QUESTIONS).format(things=f"{label}s")
-        turns[question] = counted(things, label)
+        color = rng.choice(("", thing.color, rng.choice(list(COLORS))))
+        shape = rng.choice((*3 * (thing.shape,), rng.choice(SHAPES)))
+        question = rng.choice(COUNT_QUESTIONS).format(things=f"{color} {shape}s".strip())
+        turns[question] = aloud(things, shape) + counted(things, color, shape)
         if sum(t.name == thing.name for t in things) == 1:
             question = rng.choice(WHERE_QUESTIONS).format(thing=thing.name)
-            turns[question] = f"The {thing.name} is at the {thing.place}."
+            turns[question] = f"{aloud(things, thing.shape)}The {thing.name} is at the {thing.place}."
         if sum(t.shape == thing.shape for t in things) == 1:
             question = rng.choice(COLOR_QUESTIONS).format(shape=thing.shape)
-            turns[question] = f"The {thing.shape} is {thing.color}."
+            turns[question] = f"{aloud(things, thing.shape)}The {thing.shape} is {thing.color}."
     chosen = rng.sample(list(turns.items()), min(len(turns), most))
     return read_first(description(things), chosen) if read else chosen
 

@@ -5,7 +5,7 @@ import random
 
 from . import colors, effects, fonts, words
 from .canvas import Canvas
-from .sample import Sample, lettered, read_first
+from .sample import Sample, letter, lettered, read_first
 
 QUESTIONS = (
     "Convert this table to Markdown.",
@@ -44,8 +44,7 @@ def small_questions(rng: random.Random, cells: list[list[str]], most: int = 3) -
     places = [(j, i) for j in range(1, len(cells)) for i in range(1, len(cells[0]))]
     turns = []
     for j, i in rng.sample(places, min(len(places), most)):
-        letter = lettered(cells)[j - 1].split()[0]
-        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "letter": letter}
+        fact = {"column": cells[0][i], "row": cells[j][0], "cell": cells[j][i], "letter": letter(j - 1)}
         turns.append((rng.choice(CELL_QUESTIONS).format(**fact), CELL_ANSWER.format(**fact)))
     return read_first(listed(cells), turns)
 

@@ -1,0 +1,125 @@
+"""Lessons in looking for the decoder: where in the picture stands what an answer says next.
+
+A small model that reads a table or a chart loses its place: it leaves a row out or reads one twice. These lessons tell
+one attention head of one layer, for each character that an answer reads from a picture, which image features show it.
+"""
+
+import re
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb
+
+from .pictures.sample import CHARACTERS, Sample
+from .reading import PROCESSOR
+from .recipe import PATCH, TILE
+
+#: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons.
+LAYERS, HEAD = (3, 4), 3
+#: Pixels that one image feature shows.
+FEATURE = 2 * PATCH
+
+
+def words_of(characters: np.ndarray) -> list[tuple[str, int]]:
+    """The words of a picture, each with the index of its first character: a gap or a new line ends a word."""
+    words: list[tuple[str, int]] = []
+    last_right, last_top = -np.inf, -np.inf
+    for i, (index, left, top, right, bottom) in enumerate(characters):
+        if abs(top - last_top) < 1 and abs(left - last_right) < 0.12 * (bottom - top):
+            words[-1] = words[-1][0] + CHARACTERS[int(index)], words[-1][1]
+        else:
+            words.append((CHARACTERS[int(index)], i))
+        last_right, last_top = right, top
+    return words
+
+
+def places_of(answer: str, characters: np.ndarray) -> dict[int, int]:
+    """Which character of the picture each character of the answer is read from, by their numbers.
+
+    A word said as often as it is drawn is taken in order, one drawn once is read there each time; others are left out.
+    Ends where all has been said: what follows is concluded, not read.
+    """
+    drawn: dict[str, list[int]] = {}
+    for word, first in words_of(characters):
+        drawn.setdefault(word, []).append(first)
+    said = {word: [found.start() for found in re.finditer(_as_word(word), answer)] for word in drawn}
+    end = max((starts[0] for starts in said.values() if starts), default=0)
+    places = {}
+    for word, starts in said.items():
+        starts, firsts = [start for start in starts if start <= end], drawn[word]
+        if len(firsts) == 1:
+            firsts = firsts * len(starts)
+        if len(starts) == len(firsts):
+            places |= {s + k: f + k for s, f in zip(starts, firsts) for k in range(len(word))}
+    return places
+
+
+def _as_word(word: str) -> str:
+    """A pattern for a word with nothing that could belong to it before or behind."""
+    return rf"(?<![\w$]){re.escape(word)}(?![\w%]|[.,]\d)"
+
+
+def features_of(size: tuple[int, int], characters: np.ndarray) -> np.ndarray:
+    """For each character of a picture of this size (width, height) the number of the image feature, counted from the
+    picture's first, that shows its centre in full size; int64 (characters,)."""
+    resized = PROCESSOR.get_resized_size(*size)
+    width, height = (-(-side // TILE) * TILE for side in resized)
+    pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2])
+    centers = (characters[:, [1, 2]] + characters[:, [3, 4]]) / 2 * np.divide(resized, size) + pad
+    column, row = (np.clip(centers, 0, [width - 1, height - 1]) // FEATURE).astype(int).T
+    return row * (width // FEATURE + 1) + column
+
+
+def looks_of(sample: Sample, pieces: list[str]) -> list[tuple[int, int]]:
+    """For the tokens of a sample's first answer, as text: pairs (number of a token, image feature that shows it)."""
+    if len(sample.images) != 1:
+        return []
+    characters = sample.characters[0][sample.characters[0][:, 0] < len(CHARACTERS)]  # no shapes
+    places = places_of(sample.turns[0][1], characters)
+    features = features_of(sample.images[0].size, characters)
+    looks, begin = [], 0
+    for i, piece in enumerate(pieces):
+        seen = [places[k] for k in range(begin, begin + len(piece)) if k in places]
+        looks += [(i, int(features[seen[0]]))] if seen else []
+        begin += len(piece)
+    return looks
+
+
+class Looking:
+    """The lesson for one attention `head` of each of the decoder's `layers` of a model."""
+
+    def __init__(self, model: nn.Module, layers: tuple[int, ...] = LAYERS, head: int = HEAD):
+        self.head, self.seen = head, {}
+        for number in layers:
+            model.model.layers[number].register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, layer, args, kwargs):
+        self.seen[layer] = args[0], kwargs["position_embeddings"]
+
+    def loss_and_accuracy(self, looks: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Mean of -log of the attention that goes where it should in the last forward pass, and how often, in the last
+        of the layers, nothing has more. `looks`, int64 (lessons, 3): row of the batch, position that looks, position
+        of what it should look at; `attention_mask` (rows, length)."""
+        rows, queries, keys = looks.T
+        positions = torch.arange(attention_mask.shape[1], device=looks.device)
+        hidden = (positions > queries[:, None]) | (attention_mask[rows] == 0)
+        loss = 0.0
+        for layer, (hidden_states, (cos, sin)) in self.seen.items():
+            attention = layer.self_attn
+            query, key = self._weights(attention)
+            normed = layer.input_layernorm(hidden_states)
+            query, key = (F.linear(normed, weight)[:, None] for weight in (query, key))
+            query, key = (part[:, 0].float() for part in apply_rotary_pos_emb(query, key, cos, sin))
+            scores = (query @ key.transpose(1, 2))[rows, queries] * attention.scaling
+            scores = scores.masked_fill(hidden, float("-inf"))
+            loss = loss + F.cross_entropy(scores, keys)
+        self.seen.clear()
+        return loss, (scores.argmax(-1) == keys).float().mean().item()
+
+    def _weights(self, attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of `qkv_proj` that make the head's queries and keys."""
+        begin, size = self.head * attention.head_dim, attention.head_dim
+        weight, all_queries = attention.qkv_proj.weight, attention.config.num_attention_heads * size
+        return weight[begin : begin + size], weight[all_queries + begin : all_queries + begin + size]
