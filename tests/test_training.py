@@ -329,6 +329,18 @@ def test_recorded_characters_lie_where_the_ink_is():
         assert np.ptp(part) > 40, CHARACTERS[int(index)]
 
 
+@pytest.mark.parametrize("form", ["bar", "lying", "line"])
+def test_characters_of_matplotlib_lie_where_the_ink_is(form):
+    chart = pictures.chart.Chart(form, "Title", "hours", ["Jan", "Feb", "Mar"], ["120", "340", "560"], True)
+    image, marks = pictures.chart.chart_by_matplotlib.draw(random.Random(0), "train", chart)
+    image = np.asarray(image).astype(int)
+    drawn = "".join(CHARACTERS[int(index)] for index in marks[:, 0])
+    assert sorted(drawn) == sorted("".join([chart.title, chart.unit, *chart.labels, *chart.values]))
+    for index, *box in marks:
+        left, top, right, bottom = map(round, box)
+        assert np.ptp(image[top : bottom + 1, left : right + 1]) > 40, CHARACTERS[int(index)]
+
+
 def test_lessons_name_the_character_on_each_part_of_a_patch():
     # 448 x 224 pixels: two tiles. One character fills the left half of the right tile, one covers a single half patch
     # of the left tile, one is as narrow as a quarter of a patch, and one is too small to be read.

@@ -1,7 +1,7 @@
 """Lessons in looking for the decoder: where in the picture stands what an answer says next.
 
 A small model that reads a table or a chart loses its place: it leaves a row out or reads one twice. These lessons tell
-one attention head of one layer, for each character that an answer reads from a picture, which image features show it.
+one attention head of two layers, for each character that an answer reads from a picture, which image feature shows it.
 """
 
 import re
@@ -74,7 +74,7 @@ def features_of(size: tuple[int, int], characters: np.ndarray) -> np.ndarray:
 
 def looks_of(sample: Sample, pieces: list[str]) -> list[tuple[int, int]]:
     """For the tokens of a sample's first answer, as text: pairs (number of a token, image feature that shows it)."""
-    if len(sample.images) != 1:
+    if len(sample.images) != 1 or sample.kind == "mismatch":  # which says what cannot be seen
         return []
     characters = sample.characters[0][sample.characters[0][:, 0] < len(CHARACTERS)]  # no shapes
     places = places_of(sample.turns[0][1], characters)

@@ -1,4 +1,4 @@
-"""Charts as people have them: drawn by matplotlib in its own styles. The characters' places are not recorded."""
+"""Charts as people have them: drawn by matplotlib in its own styles."""
 
 import random
 
@@ -7,9 +7,11 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from PIL import Image
+from matplotlib.text import Text
+from PIL import Image, ImageFont
 
 from . import fonts
+from .canvas import INDEX
 
 STYLES = (
     "default",
@@ -23,7 +25,7 @@ STYLES = (
 
 
 def draw(rng: random.Random, split: str, chart):
-    """Returns the picture of a `Chart` and an empty array of characters."""
+    """Returns the picture of a `Chart` and its characters as `Sample.characters` describes."""
     with style.context(rng.choice(STYLES)):
         figure = Figure(figsize=(rng.uniform(4.8, 5.6), rng.uniform(3.4, 4.2)), dpi=100, layout="constrained")
         canvas, axes = FigureCanvasAgg(figure), figure.subplots()
@@ -50,5 +52,32 @@ def draw(rng: random.Random, split: str, chart):
             tick.set(fontproperties=family, fontsize=small)
         (axes.set_xticks if chart.form == "lying" else axes.set_yticks)([])
         canvas.draw()
+        boxes = [box for text in figure.findobj(Text) for box in _boxes(text, canvas)]
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    return image, np.zeros((0, 5), dtype=np.float32)
+    return image, np.array(boxes, dtype=np.float32).reshape(-1, 5)
+
+
+def _boxes(text: Text, canvas: FigureCanvasAgg) -> list[tuple[float, ...]]:
+    """The characters of a text that lies or, rotated by 90 degrees, stands on its end; sides as `Canvas.text` has
+    them."""
+    string, properties = text.get_text(), text.get_fontproperties()
+    if not string.strip() or not text.get_visible():
+        return []
+    renderer, size = canvas.get_renderer(), text.get_fontsize() * canvas.figure.dpi / 72
+    # A line has room for the feet of letters that it does not have.
+    *_, descent = renderer.get_text_width_height_descent(f"{string}lp", properties, False)
+    extent, standing = text.get_window_extent(renderer), text.get_rotation() == 90
+    font = ImageFont.truetype(properties.get_file(), round(size))
+    length, height = extent.height if standing else extent.width, canvas.figure.bbox.height
+    boxes, end = [], 0.0
+    for character in string:
+        begin, end = end, end + font.getlength(character) / font.getlength(string) * length
+        if standing:  # the letters' feet are to the right
+            left, right = extent.x1 - descent - 0.72 * size, extent.x1 - descent + 0.12 * size
+            top, bottom = height - extent.y0 - end, height - extent.y0 - begin
+        else:
+            left, right, baseline = extent.x0 + begin, extent.x0 + end, height - extent.y0 - descent
+            top, bottom = baseline - 0.72 * size, baseline + 0.12 * size
+        if character in INDEX:
+            boxes.append((INDEX[character], left, top, right, bottom))
+    return boxes
