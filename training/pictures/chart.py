@@ -65,7 +65,8 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     ordered = form == "line" or rng.random() < 0.5
     # Names and values need room to be read: below standing bars and points there is less.
     count = rng.randint(3, min(most, 8 if form == "lying" else 5))
-    labels = _times(rng, count) if ordered else _things(rng, split, count)
+    longest = 9 if form == "lying" else {3: 9, 4: 7, 5: 6}[count]
+    labels = _times(rng, count) if ordered else _things(rng, split, count, longest)
     while True:
         values = _values(rng, count)
         numbers = numbers_of(values)
@@ -139,11 +140,11 @@ def _times(rng: random.Random, count: int) -> list[str]:
     return [form.format(year) for year in range(first, first + count)]
 
 
-def _things(rng: random.Random, split: str, count: int) -> list[str]:
+def _things(rng: random.Random, split: str, count: int, longest: int) -> list[str]:
     labels: list[str] = []
     while len(labels) < count:
         word = words.word(rng, split).capitalize()
-        if word not in labels and len(word) <= 9:
+        if word not in labels and len(word) <= longest:
             labels.append(word)
     return labels
 

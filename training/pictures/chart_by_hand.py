@@ -9,7 +9,8 @@ from .canvas import Canvas
 def draw(rng: random.Random, split: str, chart):
     """Returns the picture of a `Chart` and its characters as `Sample.characters` describes."""
     scale = rng.choice((1.0, 1.0, rng.uniform(1.0, 2.0)))
-    width, height = round(448 * scale), round(rng.choice((299, 336, 380)) * scale)
+    heights = (299, 336, 380) if len(chart.labels) < 6 else (336, 380, 420)
+    width, height = round(448 * scale), round(rng.choice(heights) * scale)
     background = rng.choice(((255, 255, 255), (255, 255, 255), colors.any_color(rng)))
     canvas = Canvas(width, height, background)
     ink = colors.readable_on(rng, background, ratio=4.5)
@@ -26,9 +27,9 @@ def draw(rng: random.Random, split: str, chart):
 
     align = rng.choice(("left", "center"))
     x = {"left": 0.04, "center": 0.5}[align] * width
-    title_size = fitting([chart.title], rng.uniform(26, 34) * scale, 0.92 * width)
+    title_size = fitting([chart.title], rng.uniform(27, 36) * scale, 0.92 * width)
     write(chart.title, x, 1.15 * title_size, title_size, align)
-    unit_size = min(rng.uniform(21, 26) * scale, title_size)
+    unit_size = min(rng.uniform(23, 28) * scale, title_size)
     write(f"in {chart.unit}", x, 1.15 * title_size + 1.4 * unit_size, unit_size, align)
     top = 1.15 * title_size + 2.2 * unit_size
     tint = colors.readable_on(rng, background, ratio=1.6)
@@ -40,7 +41,7 @@ def draw(rng: random.Random, split: str, chart):
 def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = 0.94 * width / len(chart.labels)
-    size = fitting([*chart.labels, *chart.values], rng.uniform(23, 32) * scale, 0.86 * step)
+    size = fitting([*chart.labels, *chart.values], rng.uniform(25, 34) * scale, 0.86 * step)
     bottom, top = height - 1.9 * size, top + 1.4 * size
     if rng.random() < 0.4:
         for i in range(4):
@@ -66,7 +67,7 @@ def _standing(rng, chart, canvas, scale, top, ink, tint, write, fitting):
 def _lying(rng, chart, canvas, scale, top, ink, tint, write, fitting):
     width, height = canvas.image.size
     step = (height - top - 6 * scale) / len(chart.labels)
-    size = fitting(chart.labels, rng.uniform(23, 32) * scale, 0.31 * width)
+    size = fitting(chart.labels, rng.uniform(25, 34) * scale, 0.31 * width)
     size = min(fitting(chart.values, size, 0.23 * width), 0.85 * step)
     left, room = 0.33 * width, 0.42 * width
     for i, (label, value, number) in enumerate(zip(chart.labels, chart.values, chart.numbers, strict=True)):

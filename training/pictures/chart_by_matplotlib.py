@@ -27,12 +27,16 @@ STYLES = (
 def draw(rng: random.Random, split: str, chart):
     """Returns the picture of a `Chart` and its characters as `Sample.characters` describes."""
     with style.context(rng.choice(STYLES)):
-        figure = Figure(figsize=(rng.uniform(4.8, 5.6), rng.uniform(3.4, 4.2)), dpi=100, layout="constrained")
+        lying, most = chart.form == "lying", max(map(len, [*chart.labels, *chart.values]))
+        width, height = rng.uniform(4.8, 5.4), rng.uniform(3.6, 4.2) + 0.4 * (len(chart.labels) > 5)
+        figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
         canvas, axes = FigureCanvasAgg(figure), figure.subplots()
         while not (file := fonts.file(fonts.pick(rng, split)[0])):
             pass
         family = FontProperties(fname=file)
-        small = rng.randint(16, 19)
+        small = rng.randint(19, 22)
+        if not lying:  # names and values stand side by side
+            small = min(small, 72 * 0.85 * width / len(chart.labels) / (0.58 * most))
         color = f"C{rng.randrange(4)}"
         if chart.form == "line":
             axes.plot(chart.labels, chart.numbers, color, marker=rng.choice("os^"))
@@ -40,17 +44,17 @@ def draw(rng: random.Random, split: str, chart):
                 above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
                 axes.annotate(value, (i, number), fontproperties=family, fontsize=small, **above)
         else:
-            lying = chart.form == "lying"
             bars = (axes.barh if lying else axes.bar)(chart.labels, chart.numbers, color=color)
             axes.bar_label(bars, chart.values, padding=3, fontproperties=family, fontsize=small)
             if lying:
                 axes.invert_yaxis()
-        axes.margins(x=0.22 if chart.form == "lying" else 0.08, y=0.12)
-        axes.set_title(chart.title, fontproperties=family, fontsize=rng.randint(20, 24))
-        (axes.set_xlabel if chart.form == "lying" else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=18)
-        for tick in (axes.get_yticklabels if chart.form == "lying" else axes.get_xticklabels)():
+        axes.margins(x=0.22 if lying else 0.08, y=0.16)
+        title_size = min(rng.randint(22, 26), 72 * 0.7 * width / (0.58 * len(chart.title)))
+        axes.set_title(chart.title, fontproperties=family, fontsize=title_size)
+        (axes.set_xlabel if lying else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=19)
+        for tick in (axes.get_yticklabels if lying else axes.get_xticklabels)():
             tick.set(fontproperties=family, fontsize=small)
-        (axes.set_xticks if chart.form == "lying" else axes.set_yticks)([])
+        (axes.set_xticks if lying else axes.set_yticks)([])
         canvas.draw()
         boxes = [box for text in figure.findobj(Text) for box in _boxes(text, canvas)]
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

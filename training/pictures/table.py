@@ -113,7 +113,7 @@ def paint(rng: random.Random, split: str, cells: list[list[str]]):
     striped, lines = rng.random() < 0.35, rng.choice(("all", "rows", "head", "none"))
     right = rng.random() < 0.4
 
-    size, room = rng.uniform(22, 32) * scale, 436 * scale
+    size, room = rng.uniform(24, 34) * scale, 436 * scale
     while True:
         body, top = fonts.load(family, round(size), 400), fonts.load(family, round(size), bold)
         pad = 0.55 * size
@@ -126,7 +126,7 @@ def paint(rng: random.Random, split: str, cells: list[list[str]]):
         size *= 0.95
     spare = (room - sum(widths)) / len(widths) * rng.choice((0, 0.5, 1))
     widths = [width + max(0, spare) for width in widths]
-    row_height = size * rng.uniform(1.5, 2.1)
+    row_height = size * rng.uniform(1.6, 2.3)
     margin = rng.uniform(4, 14) * scale
     width = round(sum(widths) + 2 * margin)
     height = round(row_height * len(cells) + 2 * margin)
