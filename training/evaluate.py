@@ -79,7 +79,8 @@ def main():
         questions, images = [sample.turns[0][0] for sample in samples], [sample.images for sample in samples]
         texts = generate_many(model, processor, questions, images, batch_size=16, max_new_tokens=500)
         scores = [score(sample, text) for sample, text in zip(samples, texts, strict=True)]
-        found = {name: [score[name] for score in scores if name in score] for score in scores for name in score}
+        names = max(scores, key=len)
+        found = {name: [score[name] for score in scores if name in score] for name in names}
         mean = {name: sum(values) / len(values) for name, values in found.items()}
         wrong = [(sc["cer"], sample, text) for sc, sample, text in zip(scores, samples, texts) if not sc["exact"]]
         wrong.sort(key=lambda mistake: -mistake[0])
