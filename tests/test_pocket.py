@@ -22,9 +22,6 @@ ASKED = [
     ("sunshine_chart.png", "What does this chart show?"),
     ("revenue_chart.png", "Could you please introduce this stock to me?"),
 ]
-#: Those of them whose every word is far ahead of the next. In the revenue chart there are close calls, which another
-#: processor may decide otherwise.
-STEADY = [asked for asked in ASKED if asked[0] != "revenue_chart.png"]
 #: These ask for one fact of several.
 PARTIAL = {"What is the title of this book?", "Who wrote this book?"}
 #: In logits: far above what another order of additions can change.
@@ -55,18 +52,18 @@ def test_answers_are_stable(loaded, threads, picture, question):
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize(("picture", "question"), STEADY)
+@pytest.mark.parametrize(("picture", "question"), ASKED)
 def test_no_token_is_a_close_call(loaded, picture, question):
     model, processor = loaded["sdpa"]
     inputs = processor(format_prompt(question), load_image(IMAGES / picture), return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=200, output_logits=True, return_dict_in_generate=True)
+    out = model.generate(**inputs, max_new_tokens=300, output_logits=True, return_dict_in_generate=True)
     new = out.sequences[0, inputs["input_ids"].shape[1] :]
     for token, logits in zip(processor.tokenizer.convert_ids_to_tokens(new), out.logits, strict=True):
         first, second = logits[0].topk(2).values.tolist()
         assert first - second >= MARGIN, f"{token!r} is only {first - second:.2f} ahead"
 
 
-@pytest.mark.parametrize(("picture", "question"), [asked for asked in STEADY if asked[1] not in PARTIAL])
+@pytest.mark.parametrize(("picture", "question"), [asked for asked in ASKED if asked[1] not in PARTIAL])
 def test_answers_are_true(loaded, picture, question):
     lines = map(json.loads, (IMAGES / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
     truth = next(line["truth"] for line in lines if line["file_name"] == picture)
@@ -74,7 +71,8 @@ def test_answers_are_true(loaded, picture, question):
         facts = ["| " + " | ".join(row) + " |" for row in truth["cells"]]
     elif "values" in truth:
         facts = [*map(" ".join, zip(truth["labels"], truth["values"]))]
-        facts.append(f"highest value is {max(truth['values'], key=int)} ")
+        highest = max(truth["values"], key=lambda value: int(value.replace(",", "")))
+        facts.append(f"highest value is {highest} ")  # the lowest one of the revenue chart is wrong, and its lesson
     else:
         facts = list(truth.values())
     said = str(generate(*loaded["sdpa"], question, IMAGES / picture))
