@@ -434,6 +434,23 @@ def test_a_word_is_looked_for_where_it_is_drawn():
     assert max(places) == answer.index("12") + 1  # what is said a second time is concluded, not read
 
 
+def test_the_lesson_in_looking_is_about_the_attention_that_the_model_pays():
+    torch.manual_seed(0)
+    collate = train.Collate(train.build_processor(), lessons=True)
+    model = train.Phi3VForCausalLM(train.build_config(collate.processor)).eval()
+    model.set_attn_implementation("eager")
+    lesson = looking.Looking(model)
+    batch = collate([pictures.draw("table", "train", i) for i in range(2)])
+    looks = batch["looks"]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")}
+    with torch.no_grad():
+        attentions = model(**inputs, output_attentions=True).attentions
+        loss, _ = lesson.loss_and_accuracy(looks, batch["attention_mask"])
+    rows, queries, keys = looks.T
+    paid = [attentions[layer][rows, looking.HEAD, queries, keys] for layer in looking.LAYERS]
+    torch.testing.assert_close(loss, -sum(part.log().mean() for part in paid), rtol=1e-4, atol=1e-4)
+
+
 def test_a_head_learns_to_look():
     torch.manual_seed(0)
     collate = train.Collate(train.build_processor(), lessons=True)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb
 
 from .pictures.sample import CHARACTERS, Sample
-from .reading import PROCESSOR
-from .recipe import PATCH, TILE
+from .reading import in_grid
+from .recipe import PATCH
 
 #: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons.
 LAYERS, HEAD = (3, 4), 3
@@ -64,10 +64,8 @@ def _as_word(word: str) -> str:
 def features_of(size: tuple[int, int], characters: np.ndarray) -> np.ndarray:
     """For each character of a picture of this size (width, height) the number of the image feature, counted from the
     picture's first, that shows its centre in full size; int64 (characters,)."""
-    resized = PROCESSOR.get_resized_size(*size)
-    width, height = (-(-side // TILE) * TILE for side in resized)
-    pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2])
-    centers = (characters[:, [1, 2]] + characters[:, [3, 4]]) / 2 * np.divide(resized, size) + pad
+    edges, (width, height) = in_grid(size, characters)
+    centers = (edges[:, :2] + edges[:, 2:]) / 2
     column, row = (np.clip(centers, 0, [width - 1, height - 1]) // FEATURE).astype(int).T
     return row * (width // FEATURE + 1) + column
 
@@ -99,9 +97,12 @@ class Looking:
         self.seen[layer] = args[0], kwargs["position_embeddings"]
 
     def loss_and_accuracy(self, looks: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Mean of -log of the attention that goes where it should in the last forward pass, and how often, in the last
-        of the layers, nothing has more. `looks`, int64 (lessons, 3): row of the batch, position that looks, position
-        of what it should look at; `attention_mask` (rows, length)."""
+        """-log of the attention that goes where it should in the last forward pass, the mean over the lessons and the
+        sum over the layers; and how often, in the last of the layers, nothing has more.
+
+        `looks`, int64 (lessons, 3): row of the batch, position that looks, position of what it should look at;
+        `attention_mask` (rows, length).
+        """
         rows, queries, keys = looks.T
         positions = torch.arange(attention_mask.shape[1], device=looks.device)
         hidden = (positions > queries[:, None]) | (attention_mask[rows] == 0)
