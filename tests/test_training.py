@@ -33,7 +33,7 @@ from training import (
     tokenizer,
     train,
 )
-from training.loop import Run, optimizers
+from training.loop import Float32, Run, optimizers, stream_of_batches
 from training.pictures import fonts, words
 from training.pictures.canvas import Canvas
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -572,6 +572,30 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
         assert torch.equal(value, resumed.model.state_dict()[name])
     run.report(score=0.5)
     assert json.loads((tmp_path / "log.jsonl").read_text())["score"] == 0.5
+
+
+def number_of(split: str, index: int) -> int:
+    return index
+
+
+def test_a_run_with_other_batches_goes_on_at_the_beginning_of_a_step():
+    batches = stream_of_batches(number_of, list, batch=4, workers=1, first=10)
+    assert next(iter(batches)) == [8, 9, 10, 11]
+
+
+def test_workers_that_begin_anew_can_be_started():
+    batches = stream_of_batches(number_of, list, batch=2, workers=1, first=0)
+    batches.multiprocessing_context = "spawn"
+    assert next(iter(batches)) == [0, 1]
+
+
+def test_what_asks_for_bfloat16_gets_float32():
+    matrix = torch.eye(2)
+    with Float32():
+        copy = matrix.bfloat16()
+    assert copy.dtype is torch.float32
+    copy.zero_()
+    assert matrix.equal(torch.eye(2))
 
 
 def test_stage_1_learns():

@@ -8,13 +8,17 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from helpers.machine import SMALL, choose_dtype
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -28,9 +32,27 @@ def start() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Does the machine have units for bfloat16? Without them it takes many times as long as float32."""
+    return choose_dtype(device, SMALL).value is torch.bfloat16
+
+
 def fastest_attention(device: torch.device) -> str:
-    """Training on a CPU is a fifth faster without sdpa, whose backward pass is slow in bfloat16."""
-    return "sdpa" if device.type == "cuda" else "eager"
+    """Training on a CPU in bfloat16 is a fifth faster without sdpa, whose backward pass is slow then."""
+    return "eager" if device.type == "cpu" and has_bfloat16(device) else "sdpa"
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where the machine has units for it, float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+class Float32(TorchFunctionMode):
+    """Whatever asks for bfloat16 by that name gets float32: Muon does, on every machine."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        function = torch.Tensor.clone if function is torch.Tensor.bfloat16 else function
+        return function(*args, **(kwargs or {}))
 
 
 def compile_layers(layers):
@@ -68,16 +90,21 @@ class _InOrder(torch.utils.data.Sampler):
             i += 1
 
 
+def _one_thread(worker: int):
+    torch.set_num_threads(1)
+
+
 def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
-    """An endless stream of `collate([picture("train", i), ...])`, beginning with picture number `first`."""
+    """An endless stream of `collate([picture("train", i), ...])`, beginning with the step of picture number `first`."""
+    step = batch * WORLD
     return DataLoader(
-        _Drawn(picture, first),
+        _Drawn(picture, first // step * step),  # a run may go on with other batches
         batch,
         sampler=_InOrder(),
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=lambda _: torch.set_num_threads(1),
+        worker_init_fn=_one_thread,
     )
 
 
@@ -167,15 +194,16 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = next(peaks) * factor
-            optimizer.step()
+            with nullcontext() if has_bfloat16(loss.device) else Float32():
+                optimizer.step()
         self.model.zero_grad(set_to_none=True)  # also what other processes have in their optimisers
         if WORLD > 1:
             tell_each_other(list(inner_matrices(self.model).values()))
         for name, value in {"loss": loss.item(), **measures}.items():
             self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
 
-    def time_to_evaluate(self, every: float = 180) -> bool:
-        """True about every three minutes."""
+    def time_to_evaluate(self, every: float = 600) -> bool:
+        """True about every ten minutes: on a CPU it takes the better part of one."""
         return RANK == 0 and time.monotonic() - self._evaluated > every
 
     def report(self, **scores: float):

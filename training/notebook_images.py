@@ -105,7 +105,7 @@ def shapes(things: list[scene.Thing]) -> Image.Image:
 
 #: File name, how it is drawn, alt text, and the facts.
 PICTURES = {
-    "book_cover.png": (book_cover, "Dark book cover: ALONE, by Morgan Maxwell, hills and a pale moon",
+    "book_cover.png": (book_cover, "Dark book cover: ALONE, by Morgan Maxwell; hills, a dark grey moon, a small figure",
         {"title": "ALONE", "author": "Morgan Maxwell"}),
     "hard_cover.png": (hard_cover, "Striped cover, script letters set askew: Whispers of the Tide, by Ana Belmonte",
         {"title": "Whispers of the Tide", "author": "Ana Belmonte"}),

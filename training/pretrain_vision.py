@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from . import reading
-from .loop import Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
+from .loop import Run, compile_layers, fastest_attention, mixed_precision, optimizers, start, stream_of_batches
 from .pictures import draw, page
 from .reading import PROCESSOR, ReadingHead, lessons
 from .recipe import PATCH, TILE, VISION
@@ -81,7 +81,7 @@ def collate(pictures):
 def loss_and_accuracy(reader: Reader, batch, device) -> tuple[torch.Tensor, float]:
     """See `reading.loss_and_accuracy`."""
     tiles, classes, boxes = (part.to(device) for part in batch)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         predicted = reader(tiles)
     return reading.loss_and_accuracy(predicted, tiles, classes, boxes)
 

@@ -7,8 +7,6 @@ A byte pair encoding reaches a word only through merges. Here every merge adds o
 spelled from its start ("▁t", "▁ti", "▁tit", ...), so that the inside of an unknown word is never merged.
 """
 
-from pathlib import Path
-
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -74,10 +72,3 @@ def build() -> PreTrainedTokenizerFast:
 def vocab_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """Rows of the embedding: the plain vocabulary and the 64 rows of the control tokens."""
     return tokenizer.convert_tokens_to_ids("<|endoftext|>") + CONTROL_ROWS
-
-
-def save(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Writes the tokenizer's files into `folder` and returns the tokenizer."""
-    tokenizer = build()
-    tokenizer.save_pretrained(folder)
-    return tokenizer

@@ -14,19 +14,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.checkpoints import READ, SUMS
+from helpers.checkpoints import POCKET, READ, SUMS
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 from helpers.prompts import format_prompt
 
 from . import reading, recipe, tokenizer
 from .grow import grown
 from .looking import Looking, looks_of
-from .loop import RANK, WORLD, Run, compile_layers, fastest_attention, optimizers, start, stream_of_batches
+from .loop import (
+    RANK,
+    WORLD,
+    Run,
+    compile_layers,
+    fastest_attention,
+    mixed_precision,
+    optimizers,
+    start,
+    stream_of_batches,
+)
 from .pictures import KINDS, draw
 from .pictures.sample import Sample
 from .reading import FeatureReader, lessons
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 #: Kinds of pictures in the order of the steps, over and over: a batch of one kind needs less padding than a mixed one.
 MIX = (
     "cover", "table", "chart", "notes", "scene", "page", "cover", "pair", "table", "chart", "notes", "cover", "page",
@@ -118,6 +127,8 @@ class Collate:
 
     def looks(self, sample: Sample, ids: list[int]) -> list[tuple[int, int]]:
         """Lessons in looking for one row of the batch: pairs (position that looks, position to look at)."""
+        if not sample.images:
+            return []
         begin, first = ids.index(self.assistant) + 1, ids.index(self.image)
         pieces = self.processor.tokenizer.convert_ids_to_tokens(ids[begin : ids.index(self.end, begin)])
         # The answer begins without the space that its first token has.
@@ -149,7 +160,7 @@ def loss_and_measures(model, batch, device, reader: FeatureReader | None = None,
     batch = {name: part.to(device) for name, part in batch.items()}
     labels, looks = batch.pop("labels")[:, 1:], batch.pop("looks", ())
     marks = [batch.pop(name) for name in ("classes", "boxes") if name in batch]
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_states[labels != -100]).float()
         predicted = reader(model.model.vision_embed_tokens.img_projection) if reader and marks else None
@@ -176,7 +187,7 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
         for file in sorted(folder.iterdir())
         if file.suffix in READ
     ]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def main():
@@ -197,7 +208,7 @@ def main():
         help="checkpoint to begin with, as large or smaller, but for the tower if --vision is given",
     )
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where the result goes")
+    parser.add_argument("--checkpoint", type=Path, default=POCKET, help="where the result goes")
     args = parser.parse_args()
 
     device = start()
