@@ -1,9 +1,10 @@
 """Many questions at once: what a GPU, and a little also a CPU, does faster than one after the other."""
 
 import sys
+import time
 from collections.abc import Sequence
 
-from .generation import ONE_BY_ONE, decode, end_ids, whole_prompt
+from .generation import ONE_BY_ONE, Answer, advised, decode, end_ids, whole_prompt
 from .images import load_image
 
 
@@ -16,7 +17,7 @@ def generate_many(
     batch_size: int = 8,
     max_new_tokens: int = 1000,
     progress: bool = True,
-) -> list[str]:
+) -> list[Answer]:
     """Return the likeliest answer to each of `prompts` about its pictures, in their order.
 
     Args:
@@ -27,11 +28,14 @@ def generate_many(
         progress: whether to show a bar, on standard output.
 
     Prompts of similar length go together. Each answer is that of `generate`, but for rounding: where two words are
-    nearly as likely, the other one may be taken.
+    nearly as likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
+
+    Every picture is read once before the first batch, so that a broken one costs no answers.
 
     Raises:
         ValueError: another number of prompts than of images, tags that do not match the pictures, or no room.
         ImageLoadError: a picture that cannot be read.
+        RuntimeError: out of memory, with what to change.
     """
     from tqdm import tqdm
 
@@ -41,25 +45,62 @@ def generate_many(
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; pass at least 1 for both.")
     rows = [list(row) if isinstance(row, (list, tuple)) else [row] for row in images]
+    texts = [whole_prompt(prompt, len(row)) for prompt, row in zip(prompts, rows)]
+    rows = [[_readable(image, processor) for image in row] for row in rows]
     order = sorted(range(len(prompts)), key=lambda i: (len(rows[i]), len(prompts[i])))
-    tokenizer = processor.tokenizer
-    answers = [""] * len(prompts)
+    # The longest first: where memory is short, that shows before there are answers to lose.
+    parts = [order[start : start + batch_size] for start in reversed(range(0, len(order), batch_size))]
+    batches = (
+        _answer(model, processor, [texts[i] for i in part], [rows[i] for i in part], max_new_tokens) for part in parts
+    )
+    batches = advised(model, batches, "a smaller batch_size, fewer pictures or a smaller max_new_tokens")
+    answers = [Answer()] * len(prompts)
     bar = tqdm(total=len(prompts), file=sys.stdout, leave=False, ncols=80, disable=not progress)
     with bar:
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            pictures = [[load_image(image) for image in rows[i]] for i in part]
-            texts = [whole_prompt(prompts[i], len(row)) for i, row in zip(part, pictures)]
-            inputs = processor(texts, pictures if any(pictures) else None, return_tensors="pt").to(model.device)
-            ids = model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                **ONE_BY_ONE,
-                eos_token_id=end_ids(tokenizer),
-                pad_token_id=tokenizer.pad_token_id,
-            )[:, inputs["input_ids"].shape[1] :]
-            for i, new in zip(part, ids.tolist()):
-                answers[i] = decode(tokenizer, new)
+        for part, batch in zip(parts, batches):
+            for i, answer in zip(part, batch):
+                answers[i] = answer
             bar.update(len(part))
+    return answers
+
+
+def _readable(source, processor):
+    """`source`, or the picture that its web address leads to: what can be loaded later without surprise.
+
+    It is not kept decoded, as hundreds of pictures may be too large for the memory.
+    """
+    picture = load_image(source)
+    processor.image_processor.get_resized_size(*picture.size)  # refuses one that is too thin
+    return picture if isinstance(source, str) and source.lower().startswith("http") else source
+
+
+def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens: int) -> list[Answer]:
+    """The answers to one batch."""
+    start = time.perf_counter()
+    pictures = [[load_image(image) for image in row] for row in rows]
+    inputs = processor(texts, pictures if any(pictures) else None, return_tensors="pt").to(model.device)
+    tokenizer, ends = processor.tokenizer, end_ids(processor.tokenizer)
+    ids = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        **ONE_BY_ONE,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )[:, inputs["input_ids"].shape[1] :]
+    seconds = time.perf_counter() - start
+    answers = []
+    for prompt, mask, new in zip(inputs["input_ids"], inputs["attention_mask"], ids.tolist()):
+        end = next((i for i, token in enumerate(new) if token in ends), None)
+        text_ids = new[:end]
+        answers.append(
+            Answer(
+                decode(tokenizer, text_ids),
+                image_tokens=int((prompt == processor.image_token_id).sum()),
+                prompt_tokens=int(mask.sum()),
+                new_tokens=len(text_ids) + (end is not None),
+                seconds=seconds,
+                finished=end is not None,
+            )
+        )
     return answers

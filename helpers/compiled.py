@@ -5,12 +5,16 @@ started the next one. Compiled, with CUDA graphs, it is started once. That needs
 and their place.
 """
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 from transformers import StaticCache
 
 
 class CompiledDecoding:
-    """The compiled step of one model and the cache it works on.
+    """The compiled step of one model and the cache it works on, lent to one answer at a time.
 
     Args:
         model: a `Phi3VForCausalLM`, one question at a time.
@@ -20,10 +24,22 @@ class CompiledDecoding:
 
     def __init__(self, model, smallest: int = 4096, backend="inductor"):
         self._config, self._smallest, self._room, self._cache = model.config, smallest, 0, None
+        self._lent = threading.Lock()
         mode = {"mode": "reduce-overhead"} if backend == "inductor" else {}
         self._step = torch.compile(model.__call__, fullgraph=True, dynamic=False, backend=backend, **mode)
 
-    def empty_cache(self, positions: int) -> StaticCache:
+    @contextlib.contextmanager
+    def lend(self, positions: int) -> Iterator[dict]:
+        """Arguments of `generate` for an answer of so many positions; none while another answer has the cache."""
+        if not self._lent.acquire(blocking=False):
+            yield {}
+            return
+        try:
+            yield {"past_key_values": self._empty_cache(positions), "one_step": self.step}
+        finally:
+            self._lent.release()
+
+    def _empty_cache(self, positions: int) -> StaticCache:
         """An empty cache for so many positions or more: the last one, if it is large enough."""
         if self._room < positions:
             self._room = max(self._smallest, 1 << (positions - 1).bit_length())

@@ -23,7 +23,7 @@ def show_images(images, captions: Sequence[str] | None = None, *, width: int = 6
 
     Raises:
         ImageLoadError: a picture that cannot be read.
-        ValueError: no pictures, or captions that do not match them.
+        ValueError: no pictures, captions that do not match them, or with `processor` a picture too thin for tiles.
     """
     from IPython.display import display
 

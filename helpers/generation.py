@@ -1,5 +1,6 @@
 """Ask the model: a whole answer with what it cost, or the same answer piece by piece."""
 
+import contextlib
 import math
 import re
 import sys
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from .images import load_image
+from .machine import out_of_memory
 from .prompts import format_prompt
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end|>")
@@ -122,23 +124,30 @@ def stream(
 
     Takes and raises what `generate` does. It works in the calling thread, one token a step: Ctrl-C, leaving
     the loop, or closing the generator stops the model at once. The generator's return value is the `Answer`.
+
+    Of several streams at once, only one decodes by the compiled step that `compile=True` gives.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; pass at least 1.")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; pass 0 for the likeliest answer, or more.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))
+
+
+def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens") -> Iterator:
+    """`steps`, but where these run out of memory, a RuntimeError says what to change."""
     try:
-        return (yield from _stream(model, processor, prompt, images, **settings))
+        return (yield from steps)
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
     # Raised outside the handler: the first error's traceback would keep every tensor of the step alive.
     if (cuda := _cuda(model)) is not None:
         cuda.empty_cache()
     raise RuntimeError(
         "Out of memory. Load the model with a smaller num_crops (fewer image tokens) or with "
-        'quantization="int4" (on a CPU "int8"), or ask with fewer pictures or a smaller max_new_tokens.'
+        f'quantization="int4" (on a CPU "int8"), or ask with {ask_with}.'
     )
 
 
@@ -160,19 +169,6 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     ends = end_ids(tokenizer)
     rng = torch.Generator(model.device).manual_seed(int(seed)) if seed is not None else None
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    compiled = getattr(model, "compiled_decoding", None)
-    cache = {"past_key_values": compiled.empty_cache(inputs["input_ids"].shape[1] + max_new_tokens)} if compiled else {}
-    tokens = model.generate(
-        **inputs,
-        **sampling,
-        **cache,
-        **ONE_BY_ONE,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        custom_generate=_token_by_token,
-        rng=rng,
-    )
 
     # After such a token the text before it cannot change any more, as it can while single bytes of characters
     # arrive, with or without tokens in between that are not shown.
@@ -180,15 +176,29 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     settling = {token for piece, token in vocabulary.items() if not _BYTE_TOKEN.fullmatch(piece)} - hidden
     ids, text = [], ""
     finished = False
-    for token in tokens:
-        ids.append(token)
-        if token in ends:
-            finished = True
-        elif token in settling:
-            longer = decode(tokenizer, ids)
-            if len(longer) > len(text):
-                yield longer[len(text) :]
-            text = longer
+    compiled = getattr(model, "compiled_decoding", None)
+    positions = inputs["input_ids"].shape[1] + max_new_tokens
+    with compiled.lend(positions) if compiled else contextlib.nullcontext({}) as lent:
+        tokens = model.generate(
+            **inputs,
+            **sampling,
+            **lent,
+            **ONE_BY_ONE,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+            custom_generate=_token_by_token,
+            rng=rng,
+        )
+        for token in tokens:
+            ids.append(token)
+            if token in ends:
+                finished = True
+            elif token in settling:
+                longer = decode(tokenizer, ids)
+                if len(longer) > len(text):
+                    yield longer[len(text) :]
+                text = longer
     whole = decode(tokenizer, ids[:-1] if finished else ids)
     if len(whole) > len(text):
         yield whole[len(text) :]
@@ -204,15 +214,15 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
 
 
 def _token_by_token(
-    model, input_ids, logits_processor, stopping_criteria, generation_config, rng=None, **model_kwargs
+    model, input_ids, logits_processor, stopping_criteria, generation_config, rng=None, one_step=None, **model_kwargs
 ) -> Iterator[int]:
     """transformers' own sampling loop for one row, as a generator of token ids.
 
-    `generate` prepares the arguments and hands this generator back, so that the caller sets the pace.
+    `generate` prepares the arguments and hands this generator back, so that the caller sets the pace. `one_step`
+    takes the model's place where a single token goes in.
     """
     import torch
 
-    compiled = getattr(model, "compiled_decoding", None)
     stopped, first = False, True
     while not stopped:
         with torch.no_grad():  # entered anew each step: it must not reach the caller's code between two steps
@@ -220,8 +230,8 @@ def _token_by_token(
                 outputs = model._prefill(input_ids, generation_config, model_kwargs)
             else:
                 step = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-                one = compiled is not None and step["input_ids"].shape[1] == 1  # it is more when the cache is rebuilt
-                outputs = compiled.step(**step) if one else model(**step, return_dict=True)
+                one = one_step is not None and step["input_ids"].shape[1] == 1  # it is more when the cache is rebuilt
+                outputs = one_step(**step) if one else model(**step, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             scores = logits_processor(input_ids, outputs.logits[:, -1].to(torch.float32, copy=True))
             del outputs  # a whole prompt's states should not live through the next step
@@ -248,15 +258,6 @@ def end_ids(tokenizer) -> list[int]:
 
 def decode(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    # Only CUDA has its own exception type; the CPU and MPS allocators raise a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 def _cuda(model):

@@ -41,7 +41,8 @@ def load_image(
         background: colour put behind transparent pixels, as PIL names colours.
         allow_private: allow URLs that lead to private or local addresses.
 
-    The EXIF orientation is applied; 16-bit values are scaled to 8 bits. `source` itself is never changed.
+    The EXIF orientation is applied. Grey values of more than 8 bits become 0..255 of the 8, 10, 12, 14 or 16 bits that
+    hold the largest of them: a scan of 12 bits, stored in 16, is not dark. `source` itself is never changed.
 
     Raises:
         ImageLoadError: whatever the source is, when it cannot be read.
@@ -183,9 +184,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(values)
         if values.max() <= 1:
             values = values * 255
-    if wide or values.max() > 255:
-        values = values / 257  # 65535 becomes 255
-    grey = Image.fromarray(_round(values))
+    grey = Image.fromarray(_scaled(values))
     transparent = image.info.get("transparency")
     if wide and isinstance(transparent, int):
         alpha = np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)
@@ -203,7 +202,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype == bool:
         array = array * np.uint8(255)
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = _round(array / 257)
+        array = _scaled(array)
     elif np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # written so that NaN is refused as well
             raise _Unreadable("float values must lie in 0..1; divide by 255 or use .astype('uint8')")
@@ -211,6 +210,13 @@ def _from_array(array: np.ndarray) -> Image.Image:
     elif array.dtype != np.uint8:
         raise _Unreadable("the dtype must be uint8, uint16, bool or float; use .astype('uint8')")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Values of 8, 10, 12, 14 or 16 bits, as few as hold the largest, as uint8."""
+    largest = values.max()
+    white = next((white for white in (255, 1023, 4095, 16383) if largest <= white), 65535)
+    return _round(values * (255 / white))
 
 
 def _round(values: np.ndarray) -> np.ndarray:

@@ -27,13 +27,13 @@ def choose_dtype(device, parameters: int) -> Choice:
     """The torch.dtype that a model of so many parameters runs best in on `device`."""
     import torch
 
+    if parameters < SMALL:
+        return Choice(torch.float32, "the model is small")
     kind = torch.device(device).type
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice(torch.bfloat16, "the GPU computes in bfloat16")
         return Choice(torch.float16, "the GPU has no bfloat16")
-    if parameters < SMALL:
-        return Choice(torch.float32, "the model is small")
     if kind == "mps":
         return Choice(torch.float16, "half the memory of float32")
     features = torch.cpu.get_capabilities()
@@ -79,4 +79,14 @@ def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[s
         f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
         'close other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), '
         'or on CUDA quantization="int4" (an eighth)',
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the memory of some device ran out."""
+    import torch
+
+    # Only CUDA has its own exception type; the CPU and MPS allocators raise a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory")
     )

@@ -6,7 +6,7 @@ import threading
 
 from .display import _encode, _facts, _side_by_side
 from .generation import stream
-from .images import ImageLoadError, load_image
+from .images import load_image
 from .prompts import format_prompt
 
 PREVIEW = (480, 240)  # at most so many pixels wide and high
@@ -88,16 +88,16 @@ class _Asker:
         self.box.asker = self
 
     def _take_pictures(self, change) -> None:
-        """Show the uploaded pictures; if one cannot be read, say so and keep those from before."""
+        """Show the uploaded pictures; if one cannot be used, say so and keep those from before."""
         pictures, facts = [], []
         for file in change["new"]:
             try:
                 picture = load_image(file["content"])
-            except ImageLoadError as error:
+                facts.append(f"{file['name']}: {_facts(picture, picture, self.processor)}")
+            except ValueError as error:  # it cannot be read, or is too thin for tiles
                 self.status.value = f"{file['name']}: {_sentence(error)}"
                 return
             pictures.append(picture)
-            facts.append(f"{file['name']}: {_facts(picture, picture, self.processor)}")
         if not pictures:
             return
         preview = _side_by_side(pictures, PREVIEW[0])

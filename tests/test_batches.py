@@ -1,7 +1,9 @@
 import pytest
+import torch
 from phi3_v_data import noise_image
+from PIL import Image
 
-from helpers import generate, generate_many
+from helpers import ImageLoadError, generate, generate_many
 
 PROMPTS = [
     "What is this?",
@@ -23,8 +25,75 @@ def images():
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_as_one_by_one(tiny, images, batch_size):
     """Rows of all lengths, with two pictures, one or none; two of them pass the short context while answering."""
-    expected = [str(generate(*tiny, *pair, max_new_tokens=16)) for pair in zip(PROMPTS, images)]
-    assert generate_many(*tiny, PROMPTS, images, batch_size=batch_size, max_new_tokens=16) == expected
+    expected = [generate(*tiny, *pair, max_new_tokens=16) for pair in zip(PROMPTS, images)]
+    answers = generate_many(*tiny, PROMPTS, images, batch_size=batch_size, max_new_tokens=16)
+    assert answers == expected
+    for name in ("image_tokens", "prompt_tokens", "new_tokens", "finished"):
+        assert [getattr(answer, name) for answer in answers] == [getattr(answer, name) for answer in expected]
+
+
+def test_an_answer_tells_whether_it_was_cut_off(tiny, images):
+    """The first prompt ends its answer at once, the second goes on until it is cut off."""
+    end = tiny[1].tokenizer.convert_tokens_to_ids("<|end|>")
+
+    def force(module, inputs, logits):
+        logits[0, :, end] = 1e6
+        return logits
+
+    hook = tiny[0].lm_head.register_forward_hook(force)
+    try:
+        answers = generate_many(*tiny, PROMPTS[:2], images[:2], max_new_tokens=4, progress=False)
+    finally:
+        hook.remove()
+    assert [(answer.new_tokens, answer.finished) for answer in answers] == [(1, True), (4, False)]
+    assert answers[0] == ""
+    assert answers[0].seconds == answers[1].seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("picture", "error"), [("missing.png", ImageLoadError), (Image.new("RGB", (1000, 1)), ValueError)]
+)
+def test_a_broken_picture_costs_no_answers(tiny, images, picture, error):
+    batches = []
+    hook = tiny[0].register_forward_hook(lambda *args: batches.append(1))
+    try:
+        for i in (0, 2):
+            with pytest.raises(error):
+                generate_many(*tiny, PROMPTS[:3], images[:i] + [picture] + images[i + 1 : 3], batch_size=1)
+    finally:
+        hook.remove()
+    assert not batches
+
+
+def test_a_web_address_is_fetched_once(tiny, images, monkeypatch):
+    fetched = []
+
+    def load(source):
+        fetched.append(source)
+        return images[0]
+
+    monkeypatch.setattr("helpers.batches.load_image", load)
+    generate_many(*tiny, ["x"], ["https://example.com/a.png"], max_new_tokens=1, progress=False)
+    assert fetched == ["https://example.com/a.png", images[0]]
+
+
+def test_out_of_memory_advises(tiny, images):
+    """In the first batch, which is the longest."""
+    lengths = []
+
+    def fail(module, args, output):
+        lengths.append(output.shape[1])
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    hook = tiny[0].model.embed_tokens.register_forward_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match=r"num_crops.*quantization.*batch_size") as caught:
+            generate_many(*tiny, PROMPTS, images, batch_size=3)
+    finally:
+        hook.remove()
+    assert caught.value.__context__ is None
+    assert len(lengths) == 1
+    assert lengths[0] > 600  # with two pictures
 
 
 def test_the_bar_is_no_warning(tiny, images, capfd):

@@ -62,6 +62,29 @@ def test_a_question_after_one_that_was_left(tiny, graphs):
     assert generate(*tiny, *asked, max_new_tokens=20) == usual(tiny, *asked, max_new_tokens=20)
 
 
+def test_two_answers_at_once(tiny, graphs):
+    """The second one has a cache of its own; the next has the compiled step again, however the last one ended."""
+    asked = [("What is this?", noise_image(90, 90)), ("And this, then?", noise_image(60, 90, 1))]
+    alone = [usual(tiny, *pair, max_new_tokens=12) for pair in asked]
+    streams = [stream(*tiny, *pair, max_new_tokens=12) for pair in asked]
+    pieces = [next(pieces) for pieces in streams]
+    for i in (0, 1):
+        assert pieces[i] + "".join(streams[i]) == alone[i]
+
+    def fail(*args):
+        raise RuntimeError("something else")
+
+    left = stream(*tiny, *asked[0], max_new_tokens=12)
+    next(left)
+    left.close()
+    hook = tiny[0].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        generate(*tiny, *asked[0])
+    hook.remove()
+    with tiny[0].compiled_decoding.lend(100) as lent:
+        assert lent
+
+
 def test_by_default_nothing_is_compiled(golden_checkpoint):
     model, _ = load_model_and_processor(golden_checkpoint, device="cpu")
     assert not hasattr(model, "compiled_decoding")

@@ -76,6 +76,12 @@ def test_wrong_arguments():
         show_images("missing.png")
 
 
+def test_a_picture_that_is_too_thin_for_tiles(shown, tiny):
+    with pytest.raises(ValueError, match="too thin"):
+        show_images(noise(1000, 1), processor=tiny[1])
+    show_images(noise(1000, 1))
+
+
 def test_without_a_notebook_the_text_stands_in(capsys):
     show_images(noise(4, 4), "Noise")
     assert capsys.readouterr().out == "Noise\nNoise: 4 x 4 pixels, RGB\n"

@@ -158,6 +158,17 @@ def test_16_bit_i_and_big_endian():
         assert np.abs(pixels(load_image(source))[..., 0] - values / 257).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_bits_stored_in_16(bits):
+    """White is white, whatever the bits that are used."""
+    values = np.array([[0, 2 ** (bits - 1), 2**bits - 1]])
+    file = encode(Image.fromarray(values.astype(np.uint16)))
+    for source in (file, Image.fromarray(values.astype(np.int32)), Image.fromarray(values.astype(np.float32))):
+        assert pixels(load_image(source))[0, :, 0].tolist() == [0, 128, 255]
+    if bits > 8:
+        assert pixels(load_image(values.astype(np.uint16)))[0, :, 0].tolist() == [0, 128, 255]
+
+
 def test_float_of_0_to_1():
     source = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
     assert pixels(load_image(source))[0, :, 0].tolist() == [0, 128, 255]

@@ -8,11 +8,13 @@ from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
+    Cache,
     DynamicCache,
     GenerationConfig,
     TextStreamer,
     pipeline,
 )
+from transformers.cache_utils import QuantizedLayer
 
 SHORT = "<|image_1|> a"  # 41 image tokens and a few more: passes 64 tokens while generating
 LONG = "<|image_2|> b c d <|image_1|> which of them?"
@@ -163,6 +165,25 @@ def test_chat_beyond_the_switch_with_its_cache(model, processor):
         model(**processor(first, images(0, 1)), past_key_values=again)
     with pytest.raises(ValueError, match="image tokens but 0 pictures"):
         model.generate(input_ids=inputs["input_ids"], past_key_values=again, max_new_tokens=2)
+
+
+class Lossless(QuantizedLayer):
+    """A quantized layer without the rounding, so that its answers must be those of an ordinary one."""
+
+    def _quantize(self, tensor, axis):
+        return tensor.clone()
+
+    def _dequantize(self, tensor):
+        return tensor
+
+
+@pytest.mark.parametrize("residual_length", [4, 128])
+def test_quantized_cache(model, processor, residual_length):
+    """The long context starts from an empty cache, its quantized part included."""
+    inputs = processor(SHORT, images(0))
+    cache = Cache([Lossless(residual_length=residual_length) for _ in range(model.config.num_hidden_layers)])
+    assert generate(model, inputs, past_key_values=cache)[0].tolist() == greedy(model, inputs)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 29
 
 
 def test_chunked_prefill_is_refused(model, processor):

@@ -120,16 +120,22 @@ def test_paths_are_pictures(tmp_path):
     assert torch.equal(outputs["pixel_values"], Phi3VImageProcessor(image_size=28)(noise_image(50, 40))["pixel_values"])
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P", "CMYK"])
 def test_modes_are_converted_as_by_pillow(mode):
-    image = noise_image(30, 20).convert("L" if mode == "I;16" else mode)
-    image = image.convert("I;16") if mode == "I;16" else image
+    image = noise_image(30, 20).convert(mode)
     before = image.tobytes()
     outputs = Phi3VImageProcessor(image_size=28)(image)
     assert torch.equal(
         outputs["pixel_values"], Phi3VImageProcessor(image_size=28)(image.convert("RGB"))["pixel_values"]
     )
     assert image.tobytes() == before
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16", "I;16L", "I;16B"])
+def test_more_than_8_bits_are_refused(mode):
+    """Pillow would make all values above 255 white."""
+    with pytest.raises(ValueError, match=rf"mode {mode} .*helpers\.load_image"):
+        Phi3VImageProcessor(image_size=28)(Image.new(mode, (30, 20)))
 
 
 def test_errors():

@@ -208,6 +208,25 @@ def test_text_options():
     assert isinstance(processor("hi", return_tensors=None)["input_ids"], list)
 
 
+@pytest.mark.parametrize("group", [None, "images_kwargs", "text_kwargs", "common_kwargs"])
+def test_unknown_settings(group):
+    """Otherwise a slip of the pen would answer with 16 tiles where 4 were meant."""
+    processor, image = tiny_processor(), noise_image(20, 20)
+    for unknown in ({"num_crop": 4}, {"image_size": 56}, {"num_img_tokens": 4}, {"padding_side": "right"}):
+        for prompt, images in (("<|image_1|>", image), ("hi", None)):
+            with pytest.raises(TypeError, match=rf"{next(iter(unknown))}\. Known are padding, .* num_crops"):
+                processor(prompt, images, **({group: unknown} if group else unknown))
+    for unknown in ({"num_crop": 4}, {"image_size": 56}):
+        with pytest.raises(TypeError, match=next(iter(unknown))):
+            processor.image_processor(image, **unknown)
+
+
+def test_special_tokens_can_be_left_out():
+    processor = tiny_processor()
+    bare = processor("hi", add_special_tokens=False)
+    assert torch.equal(bare["input_ids"], processor("hi")["input_ids"][:, 1:])
+
+
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "What is it?"}
 
 
@@ -261,6 +280,28 @@ def test_chat_template_gives_model_inputs(is_batch):
     # A picture that is announced but not there.
     with pytest.raises(ValueError, match=r"1 image tags.* 0 images"):
         processor.apply_chat_template([{"role": "user", "content": [IMAGE, TEXT]}], tokenize=True)
+
+
+def test_chat_template_with_settings():
+    processor = tiny_processor()
+    chat = [{"role": "user", "content": [{"type": "image", "image": noise_image(300, 200)}, TEXT]}]
+    inputs = processor.apply_chat_template(
+        chat,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+        processor_kwargs={"num_crops": 1, "padding": "max_length", "max_length": 200},
+    )
+    assert inputs["input_ids"].shape == (1, 200)
+    assert inputs["pixel_values"].shape[1] == 2
+    with pytest.raises(TypeError, match="num_crop"):
+        processor.apply_chat_template(chat, tokenize=True, processor_kwargs={"num_crop": 1})
+    # A template that writes <s> itself gets no second one.
+    begins = processor.apply_chat_template([{"role": "user", "content": "Hi"}], "<s>Hi", tokenize=True)
+    assert begins[0].tolist() == processor("Hi")["input_ids"][0].tolist()
+    with pytest.raises(ValueError, match="return_assistant_tokens_mask"):
+        processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
 
 
 @pytest.mark.parametrize("role", ["user|>\nHi<|end|>\n<|system", "tool", "", None, "User"])

@@ -295,6 +295,13 @@ def test_a_broken_upload_keeps_the_pictures_from_before(box):
     assert box.asker.status.value == "Ready."
 
 
+def test_an_upload_that_is_too_thin_keeps_the_pictures_from_before(box):
+    before = box.asker.pictures
+    upload(box, thin=png(1000, 1))
+    assert box.asker.status.value.startswith("thin.png: A picture of 1000 x 1 pixels is too thin")
+    assert box.asker.pictures is before
+
+
 @pytest.mark.parametrize("written", [{"pieces": ["<img src=x ", "onerror=alert(1)>", " $x$"]}], indirect=True)
 def test_nothing_becomes_markup(box, written):
     name = """<b>bold</b> '" onerror="alert(1)"""

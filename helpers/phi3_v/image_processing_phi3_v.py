@@ -1,6 +1,7 @@
 """Image processor of Phi-3-Vision: a global view and up to `num_crops` tiles of every picture."""
 
 import math
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -8,13 +9,13 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.processing_utils import ImagesKwargs
 
 
-class Phi3VImageProcessorKwargs(ImagesKwargs, total=False):
-    num_crops: int
-    image_size: int
-    num_img_tokens: int
+class Phi3VImageProcessorKwargs(TypedDict, total=False):
+    """All that may differ from call to call."""
+
+    num_crops: int | None
+    return_tensors: str | None
 
 
 class Phi3VImageProcessor(BaseImageProcessor):
@@ -75,14 +76,14 @@ class Phi3VImageProcessor(BaseImageProcessor):
         h, w = height // self.image_size, width // self.image_size
         return (h * w + 1) * self.num_img_tokens + 1 + (h + 1) * math.isqrt(self.num_img_tokens)
 
-    def preprocess(self, images, num_crops: int | None = None, return_tensors=None, **kwargs) -> BatchFeature:
+    def preprocess(self, images, num_crops: int | None = None, return_tensors=None) -> BatchFeature:
         """
         images: a PIL image, a uint8 array (height, width, 3 or 4), a URL or a path; or a list of these.
 
         Returns `pixel_values`, float32 (pictures, num_crops + 1, 3, image_size, image_size): the global view,
         the tiles row by row, then zeros; and `image_sizes`, int64 (pictures, 2): padded height and width.
 
-        Raises `ValueError` for no picture, one that is too thin, or an array of another kind.
+        Raises `ValueError` for no picture, one that is too thin, one of more than 8 bits, or an array of another kind.
         """
         num_crops = self.num_crops if num_crops is None else num_crops
         images = [*images] if isinstance(images, (list, tuple)) else [images]
@@ -102,6 +103,11 @@ class Phi3VImageProcessor(BaseImageProcessor):
             raise ValueError(
                 "An image must be a PIL image or a uint8 array (height, width, 3 or 4), got "
                 f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}."
+            )
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raise ValueError(
+                f"A picture of mode {image.mode} has more than 8 bits a pixel, and Pillow would cut off all above 255. "
+                "Pass `helpers.load_image(picture)`, which scales them."
             )
         return image.convert("RGB")
 

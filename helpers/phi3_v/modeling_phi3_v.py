@@ -14,6 +14,14 @@ from transformers.utils import can_return_tuple
 from .configuration_phi3_v import Phi3VConfig
 
 
+def empty(cache: Cache) -> None:
+    """Removes all that `cache` holds, of any kind: `crop` would leave a quantized part behind."""
+    cache.reset()
+    if not cache.is_compileable:  # tensors that are fixed stay in their place
+        for layer in cache.layers:
+            layer.is_initialized = False  # some releases only put zeros in a layer that grows
+
+
 class Phi3VRotaryEmbedding(nn.Module):
     """
     LongRoPE (https://arxiv.org/abs/2402.13753), whose long factors take over in every row that passes
@@ -108,7 +116,7 @@ class Phi3VImageEmbedding(nn.Module):
         max_tiles = pixel_values.shape[1] - 1 if pixel_values.dim() == 5 else 0
         if len(grids) != len(pixel_values) or not all(0 < h * w <= max_tiles for h, w in grids):
             raise ValueError(
-                "`image_sizes` do not fit `pixel_values` (pictures, tiles + 1, 3, height, width): got sizes "
+                "`image_sizes` do not fit `pixel_values` (pictures, num_crops + 1, 3, height, width): got sizes "
                 f"{sizes} in pixels, tiles of {self.tile_size} pixels, and {tuple(pixel_values.shape)}."
             )
         return grids
@@ -140,9 +148,9 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):
 
     def get_image_features(self, pixel_values, image_sizes) -> list[torch.Tensor]:
         """
-        Features of every picture, a list of (image tokens, hidden_size). pixel_values (pictures, tiles, 3,
-        height, width) and image_sizes (pictures, 2), in pixels, are those of [`Phi3VImageProcessor`]; raises
-        `ValueError` if they do not fit each other.
+        Features of every picture, a list of (image tokens, hidden_size). pixel_values (pictures, num_crops + 1,
+        3, height, width), the global view first, and image_sizes (pictures, 2), in pixels, are those of
+        [`Phi3VImageProcessor`]; raises `ValueError` if they do not fit each other.
         """
         return self.base_model.vision_embed_tokens(pixel_values, image_sizes)
 
@@ -181,7 +189,9 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
     def merge_image_features(self, input_ids, inputs_embeds, pixel_values=None, image_sizes=None):
         """
         `inputs_embeds` (batch, length, hidden_size) with the features of the pictures, in order, at the image
-        tokens of `input_ids`. Raises `ValueError` if pictures and image tokens do not match.
+        tokens of `input_ids` (batch, length). pixel_values (pictures, num_crops + 1, 3, height, width) and
+        image_sizes (pictures, 2), in pixels, are None without pictures. Raises `ValueError` if pictures and image
+        tokens do not match.
         """
         is_image = input_ids == self.config.image_token_id
         if pixel_values is None:
@@ -193,7 +203,12 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         return inputs_embeds.masked_scatter(is_image[..., None], features.to(inputs_embeds.dtype))
 
     def forward(self, input_ids=None, pixel_values=None, image_sizes=None, inputs_embeds=None, **kwargs):
-        """As [`Phi3Model`]; for the pictures see [`Phi3VForCausalLM`]."""
+        """
+        As [`Phi3Model`]. pixel_values (pictures, num_crops + 1, 3, height, width) and image_sizes (pictures, 2),
+        in pixels, hold the pictures of all rows of input_ids (batch, length) in reading order.
+
+        Raises `ValueError` if pictures and image tokens do not match.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -248,9 +263,10 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """
         input_ids (batch, length) hold one image token for each feature of a picture; pixel_values (pictures,
-        tiles, 3, height, width) and image_sizes (pictures, 2), in pixels, hold the pictures of all rows in
-        reading order. labels (batch, length) give `.loss`, the mean over labels other than -100.
-        logits_to_keep is how many last positions get logits (0 for all), or a tensor of positions.
+        num_crops + 1, 3, height, width), the global view first, and image_sizes (pictures, 2), in pixels, hold
+        the pictures of all rows in reading order. labels (batch, length) give `.loss`, the mean over labels
+        other than -100. logits_to_keep is how many last positions get logits (0 for all), or a tensor of
+        positions.
 
         Raises `ValueError` if pictures and image tokens do not match.
         """
@@ -291,7 +307,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
                 inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
             elif input_ids.shape[1] != total:
                 raise ValueError(f"Rebuilding the cache takes all {total} input_ids, got {input_ids.shape[1]}.")
-            past_key_values.reset() if past_key_values.is_compileable else past_key_values.crop(-past)
+            empty(past_key_values)
             kwargs.update(next_sequence_length=None, is_first_iteration=True)
         elif past and is_first and kwargs.get("pixel_values") is not None and input_ids.shape[1] == total:
             # A chat goes on, and the cache holds the pictures of its earlier turns.

@@ -8,6 +8,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 ROLES = ("system", "user", "assistant")
+SETTINGS = ("padding", "truncation", "max_length", "return_tensors", "add_special_tokens", "num_crops")
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 CONTROL_TOKEN_START = re.compile(r"<(?=\||/?s>|unk>)")
 
@@ -54,11 +55,21 @@ class Phi3VProcessor(ProcessorMixin):
         return PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def __call__(
-        self, text, images=None, padding=True, truncation=None, max_length=None, return_tensors="pt", **kwargs
+        self,
+        text,
+        images=None,
+        padding=True,
+        truncation=None,
+        max_length=None,
+        return_tensors="pt",
+        add_special_tokens=True,
+        num_crops=None,
+        **kwargs,
     ) -> BatchFeature:
         """
         text: a prompt or a list of prompts, in which the tag `<|image_i|>` takes the prompt's i-th picture.
         images: a picture, a list, or a list for each prompt; a flat list is dealt out to the prompts in turn.
+        num_crops: most tiles of a picture, by default as the image processor says.
 
         Returns `input_ids` and `attention_mask` (prompts, length), padded on the left; with pictures also the
         `pixel_values` and `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
@@ -66,17 +77,20 @@ class Phi3VProcessor(ProcessorMixin):
         Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
 
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
-        each once, in any order; for `<|image|>` in the text; for truncating a prompt with pictures.
+        each once, in any order; for `<|image|>` in the text; for truncating a prompt with pictures. Raises
+        `TypeError` for a setting that is not one of these.
         """
         common, texts, pictures = (kwargs.pop(f"{kind}_kwargs", None) or {} for kind in ("common", "text", "images"))
         if grouped := {**common, **texts, **pictures}:
-            kwargs |= {"padding": padding, "truncation": truncation, "max_length": max_length}
-            return self(text, images, **{"return_tensors": return_tensors, **kwargs, **grouped})
+            settings = (padding, truncation, max_length, return_tensors, add_special_tokens, num_crops)
+            return self(text, images, **{**dict(zip(SETTINGS, settings)), **kwargs, **grouped})
         prompts = [text] if isinstance(text, str) else text
         if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"`text` must be a string or a list of strings, got {type(text).__name__}.")
         if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
             raise ValueError("Phi-3-Vision takes text and images only.")
+        if kwargs:
+            raise TypeError(f"Unknown settings: {', '.join(sorted(kwargs))}. Known are {', '.join(SETTINGS)}.")
         rows = self._deal_images(prompts, images)
         images = [image for prompt, row in zip(prompts, rows) for image in self._order_images(prompt, row)]
         if images and truncation:
@@ -84,9 +98,14 @@ class Phi3VProcessor(ProcessorMixin):
 
         data, sizes = {}, iter(())
         if images:
-            data = self.image_processor(images, return_tensors=return_tensors, **kwargs)
+            data = self.image_processor(images, num_crops=num_crops, return_tensors=return_tensors)
             sizes = itertools.starmap(self.image_processor.get_num_image_tokens, data["image_sizes"].tolist())
-        input_ids = [self._tokenize(prompt, sizes, truncation, max_length) for prompt in prompts]
+        settings = {
+            "truncation": truncation or False,
+            "max_length": max_length,
+            "add_special_tokens": add_special_tokens,
+        }
+        input_ids = [self._tokenize(prompt, sizes, settings) for prompt in prompts]
         padding = {"padding": padding, "max_length": max_length, "padding_side": "left"}
         inputs = self.tokenizer.pad({"input_ids": input_ids}, **padding)
         return BatchFeature({**inputs, **data}, tensor_type=return_tensors)
@@ -117,7 +136,7 @@ class Phi3VProcessor(ProcessorMixin):
             )
         return [images[number - 1] for number in numbers]
 
-    def _tokenize(self, prompt: str, sizes, truncation, max_length) -> list[int]:
+    def _tokenize(self, prompt: str, sizes, settings: dict) -> list[int]:
         """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
         if self.image_token in prompt:
             raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, ... for pictures.")
@@ -127,7 +146,7 @@ class Phi3VProcessor(ProcessorMixin):
             if i % 2:
                 input_ids += [self.image_token_id] * next(sizes)
             else:
-                input_ids += self.tokenizer(piece, truncation=truncation or False, max_length=max_length).input_ids
+                input_ids += self.tokenizer(piece, **settings).input_ids
         return input_ids
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
@@ -135,8 +154,15 @@ class Phi3VProcessor(ProcessorMixin):
         As in [`ProcessorMixin`], for messages `{"role", "content"}` with a string as content, or a list of
         `{"type": "image", ...}` and `{"type": "text", "text": ...}`, which line breaks join.
 
-        Texts go through `escape_control_tokens`. Raises `ValueError` for another role or type of content.
+        Texts go through `escape_control_tokens`, which leaves `sanitize_control_tokens` nothing to do. Raises
+        `ValueError` for another role or type of content, or for `return_assistant_tokens_mask`.
         """
+        if kwargs.get("return_assistant_tokens_mask"):
+            raise ValueError(
+                "`return_assistant_tokens_mask` is not possible: the template does not mark the assistant's words. "
+                "Look for the tokens between `<|assistant|>` and `<|end|>`."
+            )
+        kwargs.pop("sanitize_control_tokens", None)
         if len(conversation) > 0 and isinstance(conversation[0], (list, tuple)):
             conversation = [[self._escape(message) for message in chat] for chat in conversation]
         else:
