@@ -4,18 +4,27 @@ Importing this package registers the `phi3_v` architecture with transformers' Au
 transformers code works on the checkpoint too, without remote code.
 """
 
-from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
-from .batches import generate_many
+import sys
+
 from .checkpoints import OFFICIAL, POCKET, CheckpointError
-from .display import show_images
 from .doctor import doctor
-from .generation import Answer, generate, stream
-from .images import ImageLoadError, load_image
-from .loading import load_model_and_processor
-from .prompts import format_prompt
-from .widgets import ask_about_your_pictures
 
 __version__ = "0.1.0"
+import_error = None
+
+try:
+    from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
+    from .batches import generate_many
+    from .display import show_images
+    from .generation import Answer, generate, stream
+    from .images import ImageLoadError, load_image
+    from .loading import load_model_and_processor
+    from .prompts import format_prompt
+    from .widgets import ask_about_your_pictures
+except Exception as error:  # an old transformers fails in more ways than an ImportError
+    import_error = error  # for the doctor
+    if sys.argv[0] != "-m":  # what it is while `python -m helpers` starts: that prints the doctor's report instead
+        raise ImportError("\n".join(f"{problem}; {fix}" for problem, fix in doctor().problems)) from error
 
 __all__ = [
     "OFFICIAL",

@@ -22,9 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=1000, help="cut the answer off there (default: 1000)")
     options = parser.parse_args(arguments)
 
-    from . import doctor
+    from . import doctor, import_error
 
-    if not options.inputs:
+    if import_error or not options.inputs:
         report = doctor(options.checkpoint)
         print(report)
         return 0 if report.ok else 1

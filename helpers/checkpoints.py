@@ -21,6 +21,10 @@ class CheckpointError(OSError):
     """A checkpoint is missing, incomplete or changed; the message names the file and the fix."""
 
 
+class NotDownloadedError(CheckpointError):
+    """Nothing of the hub's checkpoint is on this machine, and the hub was not reached."""
+
+
 def checkpoint_name(checkpoint=None) -> str:
     """The folder or hub name that `load_model_and_processor(checkpoint)` would take."""
     return str(checkpoint or os.environ.get("PHI3_VISION_CHECKPOINT") or POCKET)
@@ -122,23 +126,29 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
             allow_patterns=["*.json", "*.safetensors"],
             local_files_only=local_files_only,
         )
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{where} is not on this machine and the hub was not reached. Connect to the internet and unset "
-            "HF_HUB_OFFLINE to download it once, or leave checkpoint out to use the bundled one."
+    except LocalEntryNotFoundError as error:
+        half = hasattr(error, "snapshot_path")  # an IncompleteSnapshotError, which older releases lack
+        kind, state = (CheckpointError, "only half downloaded") if half else (NotDownloadedError, "not on this machine")
+        raise kind(
+            f"{where} is {state} and the hub was not reached; connect to the internet and unset HF_HUB_OFFLINE to "
+            "download it once, or leave checkpoint out to use the bundled one."
         ) from None
     except GatedRepoError:
         raise CheckpointError(f"{where} asks for a login; run `hf auth login` first.") from None
     except HfHubHTTPError as error:
-        text = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The hub has no {where} ({text}); check the name and the revision.") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+        raise CheckpointError(f"The hub has no {where} ({_reason(error)}); check the name and the revision.") from None
+    except Exception as error:  # those of httpx are no OSErrors; hf_xet turns even a full disk into a RuntimeError
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise CheckpointError(
                 f"The disk is full: {where} does not fit. Free some space, or set HF_HOME to a larger disk."
             ) from None
-        raise CheckpointError(f"Downloading {where} failed ({error}); try again.") from None
+        raise CheckpointError(f"Downloading {where} failed ({_reason(error)}); try again.") from None
     return _checked(Path(folder))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _checked(folder: Path) -> Path:

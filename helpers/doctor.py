@@ -1,6 +1,7 @@
 """Look at this machine and say whether everything needed is here."""
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,7 @@ from .checkpoints import (
     OFFICIAL,
     POCKET,
     CheckpointError,
+    NotDownloadedError,
     checkpoint_name,
     count_parameters,
     find_checkpoint,
@@ -21,6 +23,7 @@ PYTHON_FLOOR = (3, 11)
 FLOORS = {"transformers": "5.17", "torch": "2.11", "pillow": "13.0"}
 TESTED_UP_TO = {"transformers": "5.23"}
 OFFICIAL_PARAMETERS = 4_146_621_440
+INSTALL = "python -m pip install -r requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -59,40 +62,47 @@ def doctor(checkpoint=None) -> Report:
         problems.append((f"Python {sys.version.split()[0]} is too old", "install Python 3.11 or newer"))
     for package, floor in FLOORS.items():
         _check_version(package, floor, facts, problems)
-    facts.append(("helpers", _helpers_version()))
+    _check_helpers(facts, problems)
     if not problems:  # with a package missing there is nothing to ask torch
         parameters = _check_checkpoint(checkpoint, facts, problems)
-        _describe_machine(parameters, facts, problems)
+        device = _describe_machine(facts)
+        if parameters is not None:
+            _describe_choices(parameters, device, facts, problems)
     return Report(tuple(facts), tuple(problems))
 
 
 def _check_version(package: str, floor: str, facts: list, problems: list) -> None:
-    from packaging.version import Version
-
     ceiling = TESTED_UP_TO.get(package)
     span = f">={floor},<={ceiling}.*" if ceiling else f">={floor}"
-    fix = "python -m pip install -r requirements.txt"
     try:
         found = version(package)
     except PackageNotFoundError:
-        problems.append((f"{package} is not installed", fix))
+        problems.append((f"{package} is not installed", INSTALL))
         return
     note = ""
-    if Version(found) < Version(floor):
-        problems.append((f"{package} {found} is older than {floor}", fix))
-    elif ceiling and Version(found).release[:2] > Version(ceiling).release:
+    if _release(found) < _release(floor):
+        problems.append((f"{package} {found} is older than {floor}", INSTALL))
+    elif ceiling and _release(found) > _release(ceiling):
         note = f" (newer than the tested {span})"
     facts.append((package, found + note))
 
 
-def _helpers_version() -> str:
-    from . import __version__
+def _release(text: str) -> tuple[int, ...]:
+    """(2, 11) of "2.11.0+cpu"; without `packaging`, which an empty environment lacks."""
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
-    return __version__
+
+def _check_helpers(facts: list, problems: list) -> None:
+    """Add the version, and why the import of `helpers` failed where no other package's version says so."""
+    from . import __version__, import_error
+
+    facts.append(("helpers", __version__))
+    if import_error and not problems:
+        problems.append((" ".join(str(import_error).split()), INSTALL))
 
 
-def _check_checkpoint(checkpoint, facts: list, problems: list) -> int:
-    """Add the checkpoint's line and return its number of parameters, as far as it can be known."""
+def _check_checkpoint(checkpoint, facts: list, problems: list) -> int | None:
+    """Add the checkpoint's line and return its number of parameters, None where that cannot be known."""
     name = checkpoint_name(checkpoint)
     shown = f"{POCKET.parent.name}/{POCKET.name}" if Path(name) == POCKET else name
     try:
@@ -100,28 +110,25 @@ def _check_checkpoint(checkpoint, facts: list, problems: list) -> int:
         hashes = "SHA256SUMS verified" if verify_checksums(folder) else "no SHA256SUMS to check"
         parameters = count_parameters(folder)
     except CheckpointError as error:
-        if name == OFFICIAL and not os.environ.get("HF_HUB_OFFLINE"):
-            facts.append(("checkpoint", f"{name}, not downloaded yet (8.3 GB)"))
+        if isinstance(error, NotDownloadedError) and not os.environ.get("HF_HUB_OFFLINE"):
+            size = " (8.3 GB)" if name == OFFICIAL else ""
+            facts.append(("checkpoint", f"{name}, not downloaded yet{size}"))
         else:
             problem, _, fix = str(error).partition("; ")
-            problems.append((problem, fix or "connect to the internet and try again"))
-        return OFFICIAL_PARAMETERS
+            problems.append((problem, fix))
+        return OFFICIAL_PARAMETERS if name == OFFICIAL else None
     size = f"{parameters / 1e6:,.1f} M" if parameters < 1e9 else f"{parameters / 1e9:.1f} B"
     facts.append(("checkpoint", f"{shown}, {size} parameters, {hashes}"))
     return parameters
 
 
-def _describe_machine(parameters: int, facts: list, problems: list) -> None:
+def _describe_machine(facts: list):
+    """Add the lines that hold for every checkpoint and return the torch.device."""
     import psutil
     import torch
 
     device = choose_device()
-    dtype = choose_dtype(device.value, parameters)
-    attention = choose_attention(device.value, dtype.value)
-    size = parameters * dtype.value.itemsize
     memory = psutil.virtual_memory()
-    if lack := lack_of_memory(parameters, device.value, dtype.value):
-        problems.append(lack)
     where = f"{device.value.type} ({device.reason})"
     if device.value.type == "cuda":
         total = torch.cuda.mem_get_info()[1]
@@ -129,15 +136,28 @@ def _describe_machine(parameters: int, facts: list, problems: list) -> None:
     facts += [
         ("device", where),
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
+    ]
+    return device.value
+
+
+def _describe_choices(parameters: int, device, facts: list, problems: list) -> None:
+    """Add what suits a model of so many parameters on the device, and whether it fits there."""
+    dtype = choose_dtype(device, parameters)
+    attention = choose_attention(device, dtype.value)
+    size = parameters * dtype.value.itemsize
+    if lack := lack_of_memory(parameters, device, dtype.value):
+        problems.append(lack)
+    facts += [
         ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason}), {size / 1e9:.2f} GB of weights"),
         ("attention", f"{attention.value} ({attention.reason})"),
-        ("faster", _faster(device.value.type, parameters)),
+        ("faster", _faster(device.type, dtype.value, parameters)),
     ]
 
 
-def _faster(device: str, parameters: int) -> str:
+def _faster(device: str, dtype, parameters: int) -> str:
     if device == "cuda":
         return "load with compile=True (compiles for a minute, then writes faster)"
     if device == "cpu" and parameters > 1e9:
-        return 'load with quantization="int8" (reads pictures faster, in a quarter of the memory)'
+        share = "half" if dtype.itemsize == 2 else "a quarter"
+        return f'load with quantization="int8" (faster, in {share} of this memory)'
     return "nothing to add"

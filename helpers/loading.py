@@ -1,11 +1,12 @@
 """Load the model and its processor from the bundled checkpoint, a folder, or the Hugging Face hub."""
 
 import contextlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 from .checkpoints import CheckpointError, count_parameters, find_checkpoint, verify_checksums
-from .machine import SMALL, choose_attention, choose_device, choose_dtype, lack_of_memory
+from .machine import SMALL, choose_attention, choose_device, choose_dtype, lack_of_memory, out_of_memory
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -52,6 +53,7 @@ def load_model_and_processor(
         known = ", ".join(_ATTENTION)
         raise ValueError(f"attn_implementation is {attn_implementation!r}; pass one of {known}.")
     import torch
+    from safetensors import SafetensorError
 
     folder = find_checkpoint(checkpoint, revision=revision, local_files_only=local_files_only)
     verify_checksums(folder)
@@ -69,7 +71,8 @@ def load_model_and_processor(
     backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
     if backend is not None and not backend.is_available():
         raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
-    _check_memory(parameters, device, dtype, quantization)
+    if lack := lack_of_memory(parameters, device, dtype, quantization):  # before minutes go into reading
+        raise RuntimeError(f"{lack[0]}; {lack[1]}.")
 
     from .phi3_v.modeling_phi3_v import Phi3VForCausalLM
     from .phi3_v.processing_phi3_v import Phi3VProcessor
@@ -77,8 +80,11 @@ def load_model_and_processor(
     placement = {"quantization_config": quantization} if quantization else {}
     if quantization and device.type != "cpu":
         placement["device_map"] = {"": device}  # bitsandbytes places the weights itself while it packs them
-    with _quiet(parameters < SMALL), _explained(folder):
-        processor = Phi3VProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def read_processor():
+        return Phi3VProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def read_model():
         model, report = Phi3VForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
@@ -89,10 +95,15 @@ def load_model_and_processor(
             trust_remote_code=False,
             **placement,
         )
-        if missing := sorted(report["missing_keys"]):  # they would be random numbers
-            raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
-        if not quantization:
-            model = model.to(device)
+        return (model if quantization else model.to(device)), sorted(report["missing_keys"])
+
+    processor = _explained(read_processor, folder, device, damage=Exception)  # no setting has a say in it
+    with _quiet(parameters < SMALL):
+        model, missing = _explained(read_model, folder, device, damage=(OSError, SafetensorError, json.JSONDecodeError))
+    if missing:  # they would be random numbers
+        raise CheckpointError(
+            f"{folder} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}; download it again."
+        )
     if num_crops is not None:
         processor.image_processor.num_crops = num_crops
     model.eval()
@@ -106,7 +117,7 @@ def _dtype_named(dtype):
     import torch
 
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype not in (None, "auto") and not isinstance(found, torch.dtype):
+    if dtype not in (None, "auto") and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; pass torch.float32, torch.bfloat16, torch.float16 or None.")
     return found
 
@@ -133,12 +144,6 @@ def _quantization_config(quantization, device, dtype):
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def _check_memory(parameters: int, device, dtype, quantization) -> None:
-    """Refuse a model that cannot fit before minutes go into reading it."""
-    if lack := lack_of_memory(parameters, device, dtype, quantization):
-        raise RuntimeError(f"{lack[0]}; {lack[1]}.")
 
 
 def _compile(model, processor) -> None:
@@ -168,24 +173,18 @@ def _quiet(quiet: bool):
         logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def _explained(folder: Path):
-    """Turn what goes wrong while reading a folder into one clear error."""
-    import torch
-
+def _explained(read, folder: Path, device, damage):
+    """The result of `read()`, or one clear error; `damage` are the errors that damaged files cause."""
     try:
-        yield
-    except torch.OutOfMemoryError:
-        pass
+        return read()
     except ImportError as error:
         text = " ".join(str(error).split())[:300]
         raise RuntimeError(f"{text} Install what is named here, or leave the setting that needs it out.") from error
     except Exception as error:  # a damaged config can fail anywhere
-        text = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{folder} cannot be loaded as a Phi-3-vision checkpoint ({text}); download it again."
-        ) from error
-    else:
-        return
+        if not out_of_memory(error):
+            text = " ".join(str(error).split())[:300]
+            fix = "download it again" if isinstance(error, damage) else "check the settings, or pass another folder"
+            raise CheckpointError(f"{folder} cannot be loaded as a Phi-3-vision checkpoint ({text}); {fix}.") from error
     # Outside the handler, so that the first error's traceback does not keep the weights alive.
-    raise RuntimeError('The GPU ran out of memory while loading; pass quantization="int4" or device="cpu".')
+    smaller = 'quantization="int4" or device="cpu"' if device.type == "cuda" else 'device="cpu", quantization="int8"'
+    raise RuntimeError(f"{device.type} ran out of memory while loading; close other programs, or pass {smaller}.")

@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from phi3_v_data import write_sums
 
 import helpers
@@ -44,6 +45,18 @@ def test_official_weights_offline(local_files_only, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match="not on this machine and the hub was not reached"):
         load_model_and_processor(helpers.OFFICIAL, local_files_only=local_files_only)
+
+
+def test_half_downloaded_and_offline(monkeypatch):
+    def fail(*args, **kwargs):
+        error = LocalEntryNotFoundError("The cached snapshot is incomplete")
+        error.snapshot_path = "snapshots/0"
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=r"only half downloaded .*; connect to the internet") as caught:
+        checkpoints.find_checkpoint(helpers.OFFICIAL)
+    assert not isinstance(caught.value, checkpoints.NotDownloadedError)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "preprocessor_config.json"])

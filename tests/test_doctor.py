@@ -1,6 +1,8 @@
 import configparser
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import helpers
+from helpers.machine import Choice
 
 doctor_module = sys.modules["helpers.doctor"]
 
@@ -63,11 +66,70 @@ def test_missing_package(monkeypatch, golden_checkpoint):
     assert "torch is not installed" in str(helpers.doctor(golden_checkpoint))
 
 
-def test_missing_checkpoint():
+def write_transformers_4(path: Path) -> None:
+    """One that fails where it is used, and not by an ImportError."""
+    (path / "transformers").mkdir()
+    (path / "transformers" / "__init__.py").write_text("def __getattr__(name): raise TypeError(name)\n")
+    (path / "transformers-4.57.6.dist-info").mkdir()
+    (path / "transformers-4.57.6.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 4.57.6\n")
+
+
+def write_broken_pillow(path: Path) -> None:
+    (path / "PIL.py").write_text("raise ImportError('DLL load failed while importing _imaging')\n")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "problems"),
+    [
+        (write_transformers_4, [], ["transformers 4.57.6 is older than 5.17"]),
+        (write_broken_pillow, [], ["DLL load failed while importing _imaging"]),
+        (lambda path: None, ["-S"], [f"{name} is not installed" for name in ("transformers", "torch", "pillow")]),
+    ],
+)
+def test_an_unsuitable_environment(tmp_path, prepare, options, problems):
+    """The report comes whole where the packages that `helpers` imports fail; an import says the same in one error."""
+    prepare(tmp_path)
+
+    def python(*arguments):
+        return subprocess.run(
+            [sys.executable, *options, *arguments],
+            cwd=helpers.POCKET.parent.parent,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    for question in ([], ["picture.png", "What is this?"]):
+        done = python("-m", "helpers", *question)
+        assert (done.returncode, done.stderr) == (1, "")
+        lines = done.stdout.splitlines()
+        assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("PROBLEM")] == problems
+        assert lines.count("  fix         python -m pip install -r requirements.txt") == len(problems)
+        assert lines[-1] == f"Not ready: {len(problems)} problem(s) to fix."
+    *_, error = python("-c", "import helpers").stderr.rpartition("\nImportError: ")
+    assert error.splitlines() == [f"{problem}; python -m pip install -r requirements.txt" for problem in problems]
+
+
+def test_missing_checkpoint(monkeypatch):
+    monkeypatch.setattr("helpers.machine.available_memory", lambda device: 1_000_000)
     report = helpers.doctor("/no/such/folder")
-    assert not report.ok
-    assert "There is no folder /no/such/folder" in report.problems[0][0]
-    assert report.problems[0][1]
+    assert report.problems == (("There is no folder /no/such/folder", "check the path, or leave checkpoint out."),)
+    assert list(facts(report))[-2:] == ["device", "memory"]  # nothing that depends on the size of the model
+
+
+def test_half_downloaded_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    cached = tmp_path / f"models--{helpers.OFFICIAL.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    (cached / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (cached / "snapshots" / ("a" * 40) / "config.json").write_text('{"model_type": "phi3_v"}')
+    problem, fix = helpers.doctor(helpers.OFFICIAL).problems[0]
+    assert "lacks model.safetensors" in problem
+    assert "download them again" in fix
 
 
 def test_changed_checkpoint(golden_checkpoint, tmp_path):
@@ -85,10 +147,29 @@ def test_official_weights_not_downloaded(monkeypatch, tmp_path):
     report = helpers.doctor(helpers.OFFICIAL)
     assert report.ok
     assert "not downloaded yet (8.3 GB)" in facts(report)["checkpoint"]
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        assert 'quantization="int8"' in facts(report)["faster"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not helpers.doctor(helpers.OFFICIAL).ok
+    ((problem, fix),) = helpers.doctor(helpers.OFFICIAL).problems
+    assert "is not on this machine" in problem
+    assert fix.startswith("connect to the internet")
+
+
+def test_another_name_on_the_hub_not_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    report = helpers.doctor("microsoft/Phi-3.5-vision-instruct")
+    assert report.ok
+    assert facts(report)["checkpoint"] == "microsoft/Phi-3.5-vision-instruct, not downloaded yet"
+    assert list(facts(report))[-1] == "memory"
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, "a quarter"), (torch.bfloat16, "half")])
+def test_what_8_bits_save(monkeypatch, tmp_path, dtype, share):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(doctor_module, "choose_device", lambda: Choice(torch.device("cpu"), "a test"))
+    monkeypatch.setattr(doctor_module, "choose_dtype", lambda device, parameters: Choice(dtype, "a test"))
+    advice = facts(helpers.doctor(helpers.OFFICIAL))["faster"]
+    assert advice == f'load with quantization="int8" (faster, in {share} of this memory)'
 
 
 def test_weights_that_do_not_fit(monkeypatch, golden_checkpoint):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from phi3_v_data import write_sums
 
-from helpers import load_model_and_processor, machine
+from helpers import CheckpointError, load_model_and_processor, machine
+from helpers.phi3_v import Phi3VForCausalLM
 
 
 def test_defaults_on_this_machine(folder, capfd):
@@ -42,6 +43,7 @@ def test_progress_bar_setting_is_restored(folder):
         ({"num_crops": 0}, "num_crops is 0"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation is 'someone/kernel'"),
         ({"quantization": "int2"}, "quantization is 'int2'"),
+        ({"dtype": torch.int8}, r"dtype is torch\.int8"),
     ],
 )
 def test_impossible_settings(folder, settings, message):
@@ -68,6 +70,31 @@ def test_too_little_memory(folder, monkeypatch):
         load_model_and_processor(folder, device="cpu")
     load_model_and_processor(folder, device="cpu", dtype=torch.bfloat16)  # 2 MB fit
     load_model_and_processor(folder, device="cpu", quantization="int8")  # 1 MB
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory(golden_checkpoint, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Phi3VForCausalLM, "from_pretrained", fail)
+    with pytest.raises(RuntimeError, match=r'cpu ran out of memory while loading; .*quantization="int8"') as caught:
+        load_model_and_processor(golden_checkpoint, device="cpu")
+    assert caught.value.__context__ is None  # whose traceback would keep the weights
+
+
+def test_a_wrong_setting_is_no_damage(golden_checkpoint):
+    with pytest.raises(CheckpointError, match=r"Unknown quantization type.*; check the settings") as caught:
+        load_model_and_processor(golden_checkpoint, device="cpu", quantization={"quant_method": "nothing"})
+    assert "download" not in str(caught.value)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

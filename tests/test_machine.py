@@ -23,6 +23,8 @@ def test_dtype_on_gpus(monkeypatch):
     for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **kwargs: has)
         assert machine.choose_dtype("cuda", BIG).value == dtype
+        assert machine.choose_dtype("cuda", machine.SMALL).value == dtype
+        assert machine.choose_dtype("cuda", machine.SMALL - 1).value == torch.float32
     assert machine.choose_dtype("mps", BIG).value == torch.float16
     assert machine.choose_dtype("mps", 3_000_000).value == torch.float32
 
@@ -53,3 +55,18 @@ def test_device(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert machine.choose_device().value.type == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_out_of_memory(error, expected):
+    assert machine.out_of_memory(error) is expected

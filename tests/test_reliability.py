@@ -27,6 +27,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import httpx
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from phi3_v_data import noise_image, tiny_model, tiny_processor
@@ -532,8 +533,10 @@ def test_a_disk_that_cannot_be_written(pocket):
 
 DOWNLOADS = {
     "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "The disk is full.*HF_HOME"),
+    "a full disk, told by hf_xet": (RuntimeError("No space left on device (os error 28)"), "The disk is full.*HF_HOME"),
     "a disk that cannot be written": (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
-    "a lost connection": (ConnectionError("Connection reset by peer"), "Connection reset by peer.*try again"),
+    "a lost connection": (httpx.ReadError("Connection reset by peer"), "Connection reset by peer.*try again"),
+    "a lost connection, without a word": (httpx.ReadError(""), r"failed \(ReadError\); try again"),
 }
 
 
