@@ -48,7 +48,8 @@ def test_answers_are_stable(loaded, threads, picture, question):
     answers = set()
     for attention, count in itertools.product(loaded, (1, 2)):
         threads(count)
-        answers |= {str(generate(*loaded[attention], question, IMAGES / picture)) for _ in range(5)}
+        runs = 5 if attention == "sdpa" else 1  # what users get, and once the other
+        answers |= {str(generate(*loaded[attention], question, IMAGES / picture)) for _ in range(runs)}
     assert len(answers) == 1
 
 
