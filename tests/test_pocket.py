@@ -84,3 +84,9 @@ def test_the_files_are_small():
     sizes = [file.stat().st_size for file in POCKET.iterdir()]
     assert sum(sizes) <= 30e6
     assert max(sizes) < 16 * 2**20
+
+
+def test_git_never_changes_their_line_ends():
+    """SHA256SUMS would not fit any more, as on Windows."""
+    attributes = (POCKET.parent.parent / ".gitattributes").read_text(encoding="utf-8")
+    assert "checkpoints/** -text" in attributes.splitlines()

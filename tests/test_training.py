@@ -66,6 +66,16 @@ def test_held_out_words_and_fonts_are_never_trained_on():
     assert all(words.held_out(word) for word in seen["heldout"])
 
 
+def test_only_training_has_foreign_words_and_shuffled_letters():
+    known = set(words.COMMON)
+    shares = {}
+    for split in ("train", "heldout"):
+        rng = random.Random(0)
+        shares[split] = sum(words.word(rng, split) in known for _ in range(2000)) / 2000
+    assert 0.3 < shares["train"] < 0.5
+    assert 0.7 < shares["heldout"] < 0.8
+
+
 def test_answers_state_what_the_cover_says():
     for i in range(20):
         sample = pictures.draw("cover", "heldout", i)
