@@ -144,13 +144,14 @@ def part_of(parameter: str) -> str:
 
 
 class Drawing:
-    """Sample number `index` of the training mix, in which each step of `step` pictures is of one kind."""
+    """Sample number `index` of the training mix, in which each step of `step` pictures is of one kind; `first` is the
+    number of its first picture."""
 
-    def __init__(self, kinds: tuple[str, ...], step: int):
-        self.kinds, self.step = kinds, step
+    def __init__(self, kinds: tuple[str, ...], step: int, first: int = 0):
+        self.kinds, self.step, self.first = kinds, step, first
 
     def __call__(self, split: str, index: int) -> Sample:
-        return draw(self.kinds[index // self.step % len(self.kinds)], split, index)
+        return draw(self.kinds[index // self.step % len(self.kinds)], split, self.first + index)
 
 
 def loss_and_measures(model, batch, device, reader: FeatureReader | None = None, looking: Looking | None = None):
@@ -193,6 +194,7 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=60_000, help="how many pictures to learn from")
+    parser.add_argument("--first", type=int, default=0, help="number of the first picture: new ones for a further run")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
@@ -228,7 +230,10 @@ def main():
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
     steps = optimizers(learning, lambda name: rate[part_of(name)])
     run = Run(args.out, learning, steps, args.pictures)
-    collate, drawing = Collate(processor, lessons=args.read + args.look > 0), Drawing(args.kinds, args.batch * WORLD)
+    collate, drawing = (
+        Collate(processor, lessons=args.read + args.look > 0),
+        Drawing(args.kinds, args.batch * WORLD, args.first),
+    )
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
         model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
