@@ -8,6 +8,10 @@ import re
 from pathlib import Path
 
 OFFICIAL = "microsoft/Phi-3-vision-128k-instruct"
+#: The commit of `OFFICIAL` that is taken unless another revision is named: files that change later change nothing here.
+OFFICIAL_REVISION = "c45209e90a4c4f7d16b2e9d48503c7f3e83623ed"
+#: The weights of checkpoints on the hub, to say before the download whether they would fit.
+PARAMETERS = {OFFICIAL: 4_146_621_440, "microsoft/Phi-3.5-vision-instruct": 4_146_621_440}
 POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 SUMS = "SHA256SUMS"
 #: What is read of a checkpoint's folder.
@@ -32,6 +36,8 @@ def checkpoint_name(checkpoint=None) -> str:
 
 def find_checkpoint(checkpoint=None, *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """Return the folder that holds the checkpoint, downloading it from the hub if it is a name there.
+
+    Of `OFFICIAL` it takes `OFFICIAL_REVISION` unless `revision` says otherwise, of others the newest.
 
     Raises:
         CheckpointError: it is nowhere to be found.
@@ -122,7 +128,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
         # One look at the hub for everything; without the hub it answers from the local cache.
         folder = snapshot_download(
             name,
-            revision=revision,
+            revision=revision or (OFFICIAL_REVISION if name == OFFICIAL else None),
             allow_patterns=["*.json", "*.safetensors"],
             local_files_only=local_files_only,
         )

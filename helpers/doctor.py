@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .checkpoints import (
-    OFFICIAL,
+    PARAMETERS,
     POCKET,
     CheckpointError,
     NotDownloadedError,
@@ -22,7 +22,6 @@ from .machine import available_memory, choose_attention, choose_device, choose_d
 PYTHON_FLOOR = (3, 11)
 FLOORS = {"transformers": "5.17", "torch": "2.11", "pillow": "13.0"}
 TESTED_UP_TO = {"transformers": "5.23"}
-OFFICIAL_PARAMETERS = 4_146_621_440
 INSTALL = "python -m pip install -r requirements.txt"
 
 
@@ -111,12 +110,12 @@ def _check_checkpoint(checkpoint, facts: list, problems: list) -> int | None:
         parameters = count_parameters(folder)
     except CheckpointError as error:
         if isinstance(error, NotDownloadedError) and not os.environ.get("HF_HUB_OFFLINE"):
-            size = " (8.3 GB)" if name == OFFICIAL else ""
+            size = f" ({2 * PARAMETERS[name] / 1e9:.1f} GB)" if name in PARAMETERS else ""
             facts.append(("checkpoint", f"{name}, not downloaded yet{size}"))
         else:
             problem, _, fix = str(error).partition("; ")
             problems.append((problem, fix))
-        return OFFICIAL_PARAMETERS if name == OFFICIAL else None
+        return PARAMETERS.get(name)
     size = f"{parameters / 1e6:,.1f} M" if parameters < 1e9 else f"{parameters / 1e9:.1f} B"
     facts.append(("checkpoint", f"{shown}, {size} parameters, {hashes}"))
     return parameters

@@ -5,7 +5,14 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from .checkpoints import CheckpointError, count_parameters, find_checkpoint, verify_checksums
+from .checkpoints import (
+    PARAMETERS,
+    CheckpointError,
+    checkpoint_name,
+    count_parameters,
+    find_checkpoint,
+    verify_checksums,
+)
 from .machine import SMALL, choose_attention, choose_device, choose_dtype, lack_of_memory, out_of_memory
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -28,7 +35,7 @@ def load_model_and_processor(
     Args:
         checkpoint: a folder or the name of a hub repository, such as `OFFICIAL`; by default the environment
             variable PHI3_VISION_CHECKPOINT, else the bundled `POCKET`.
-        revision: branch, tag or commit of the hub repository.
+        revision: branch, tag or commit of the hub repository; by default `OFFICIAL_REVISION`, of others the newest.
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
         dtype: a torch.dtype or its name; by default what `choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
@@ -47,32 +54,22 @@ def load_model_and_processor(
         ValueError: an impossible setting.
         RuntimeError: too little memory, or `quantization` without what it needs.
     """
-    if num_crops is not None and num_crops < 1:
-        raise ValueError(f"num_crops is {num_crops}; pass at least 1, or None for the checkpoint's own.")
-    if attn_implementation not in (None, *_ATTENTION):
-        known = ", ".join(_ATTENTION)
-        raise ValueError(f"attn_implementation is {attn_implementation!r}; pass one of {known}.")
     import torch
     from safetensors import SafetensorError
 
+    # What cannot be is refused before anything is downloaded.
+    device = torch.device(device) if device is not None else choose_device().value
+    dtype = _dtype_named(dtype)
+    _check_settings(device, attn_implementation, quantization, num_crops, compile)
+    name = checkpoint_name(checkpoint)
+    if name in PARAMETERS:
+        _dtype_that_fits(dtype, PARAMETERS[name], device, quantization)
     folder = find_checkpoint(checkpoint, revision=revision, local_files_only=local_files_only)
     verify_checksums(folder)
     parameters = count_parameters(folder)
-    device = torch.device(device) if device is not None else choose_device().value
-    dtype = _dtype_named(dtype) or choose_dtype(device, parameters).value
+    dtype = _dtype_that_fits(dtype, parameters, device, quantization)
     attention = attn_implementation or ("sdpa" if compile else choose_attention(device, dtype).value)
-    if compile and device.type != "cuda":
-        raise ValueError(
-            f"compile=True needs a CUDA GPU, the device is {device.type}; leave it out: nothing is gained."
-        )
-    if compile and attention not in ("sdpa", "eager"):
-        raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attention!r}.')
     quantization = _quantization_config(quantization, device, dtype)
-    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
-    if backend is not None and not backend.is_available():
-        raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
-    if lack := lack_of_memory(parameters, device, dtype, quantization):  # before minutes go into reading
-        raise RuntimeError(f"{lack[0]}; {lack[1]}.")
 
     from .phi3_v.modeling_phi3_v import Phi3VForCausalLM
     from .phi3_v.processing_phi3_v import Phi3VProcessor
@@ -113,7 +110,7 @@ def load_model_and_processor(
 
 
 def _dtype_named(dtype):
-    """A torch.dtype for its name; None for "auto"."""
+    """A torch.dtype for its name; None for "auto" and None."""
     import torch
 
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -122,23 +119,56 @@ def _dtype_named(dtype):
     return found
 
 
-def _quantization_config(quantization, device, dtype):
-    if quantization is None or not isinstance(quantization, str):
-        return quantization
+def _check_settings(device, attn_implementation, quantization, num_crops, compile) -> None:
+    import torch
+
+    if num_crops is not None and num_crops < 1:
+        raise ValueError(f"num_crops is {num_crops}; pass at least 1, or None for the checkpoint's own.")
+    if attn_implementation not in (None, *_ATTENTION):
+        known = ", ".join(_ATTENTION)
+        raise ValueError(f"attn_implementation is {attn_implementation!r}; pass one of {known}.")
+    if compile and device.type != "cuda":
+        raise ValueError(
+            f"compile=True needs a CUDA GPU, the device is {device.type}; leave it out: nothing is gained."
+        )
+    if compile and attn_implementation not in (None, "sdpa", "eager"):
+        raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attn_implementation!r}.')
+    if isinstance(quantization, str):
+        _check_quantization(quantization, device)
+    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
+    if backend is not None and not backend.is_available():
+        raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
+
+
+def _check_quantization(quantization: str, device) -> None:
     if quantization not in ("int8", "int4"):
         raise ValueError(f'quantization is {quantization!r}; pass "int8", "int4" or None.')
-    if quantization == "int8" and device.type == "cpu":
-        from .int8 import Int8Config
-
-        return Int8Config()
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
-    if device.type != "cuda" or missing:
+    if (device.type, quantization) != ("cpu", "int8") and (device.type != "cuda" or missing):
         cuda = device.type == "cuda"
         lacks = f"{' and '.join(missing)} missing" if cuda else f"the device is {device.type}"
         raise RuntimeError(
             f'quantization="{quantization}" needs a CUDA GPU and `pip install bitsandbytes accelerate`; here '
             f'{lacks}. Leave quantization out otherwise, or on a CPU pass quantization="int8".'
         )
+
+
+def _dtype_that_fits(dtype, parameters: int, device, quantization):
+    """The dtype asked for or the best one, if so many weights fit into memory in it."""
+    dtype = dtype or choose_dtype(device, parameters).value
+    if lack := lack_of_memory(parameters, device, dtype, quantization):
+        raise RuntimeError(f"{lack[0]}; {lack[1]}.")
+    return dtype
+
+
+def _quantization_config(quantization, device, dtype):
+    """The transformers config that `quantization` stands for."""
+    if not isinstance(quantization, str):
+        return quantization
+    if device.type == "cpu":
+        from .int8 import Int8Config
+
+        return Int8Config()
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":

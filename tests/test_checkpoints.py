@@ -44,7 +44,7 @@ def test_folder_without_config(tmp_path):
 def test_official_weights_offline(local_files_only, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match="not on this machine and the hub was not reached"):
-        load_model_and_processor(helpers.OFFICIAL, local_files_only=local_files_only)
+        load_model_and_processor(helpers.OFFICIAL, quantization="int8", local_files_only=local_files_only)
 
 
 def test_half_downloaded_and_offline(monkeypatch):

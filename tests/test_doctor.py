@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import helpers
+from helpers.checkpoints import OFFICIAL_REVISION
 from helpers.machine import Choice
 
 doctor_module = sys.modules["helpers.doctor"]
@@ -123,10 +124,9 @@ def test_half_downloaded_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     cached = tmp_path / f"models--{helpers.OFFICIAL.replace('/', '--')}"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("a" * 40)
-    (cached / "snapshots" / ("a" * 40)).mkdir(parents=True)
-    (cached / "snapshots" / ("a" * 40) / "config.json").write_text('{"model_type": "phi3_v"}')
+    snapshot = cached / "snapshots" / OFFICIAL_REVISION
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "phi3_v"}')
     problem, fix = helpers.doctor(helpers.OFFICIAL).problems[0]
     assert "lacks model.safetensors" in problem
     assert "download them again" in fix
@@ -156,9 +156,9 @@ def test_official_weights_not_downloaded(monkeypatch, tmp_path):
 def test_another_name_on_the_hub_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    report = helpers.doctor("microsoft/Phi-3.5-vision-instruct")
+    report = helpers.doctor("someone/phi-3-vision")
     assert report.ok
-    assert facts(report)["checkpoint"] == "microsoft/Phi-3.5-vision-instruct, not downloaded yet"
+    assert facts(report)["checkpoint"] == "someone/phi-3-vision, not downloaded yet"
     assert list(facts(report))[-1] == "memory"
 
 

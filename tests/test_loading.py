@@ -5,7 +5,9 @@ import pytest
 import torch
 from phi3_v_data import write_sums
 
+import helpers
 from helpers import CheckpointError, load_model_and_processor, machine
+from helpers.checkpoints import OFFICIAL_REVISION
 from helpers.phi3_v import Phi3VForCausalLM
 
 
@@ -70,6 +72,39 @@ def test_too_little_memory(folder, monkeypatch):
         load_model_and_processor(folder, device="cpu")
     load_model_and_processor(folder, device="cpu", dtype=torch.bfloat16)  # 2 MB fit
     load_model_and_processor(folder, device="cpu", quantization="int8")  # 1 MB
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dtype": "float99"},
+        {"num_crops": 0},
+        {"attn_implementation": "fast"},
+        {"quantization": "int2"},
+        {"quantization": "int4"},
+        {"compile": True},
+        {},  # too little memory
+    ],
+)
+def test_what_cannot_be_is_not_downloaded_first(monkeypatch, settings):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("downloaded"))
+    monkeypatch.setattr(machine, "available_memory", lambda device: 2_000_000_000)
+    with pytest.raises((ValueError, RuntimeError)):
+        load_model_and_processor(helpers.OFFICIAL, device="cpu", **settings)
+
+
+def test_the_official_revision_is_pinned(golden_checkpoint, monkeypatch):
+    asked = []
+
+    def download(name, revision, **kwargs):
+        asked.append(revision)
+        return str(golden_checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(machine, "available_memory", lambda device: 64_000_000_000)
+    for name, revision in ((helpers.OFFICIAL, None), (helpers.OFFICIAL, "main"), ("someone/phi-3-vision", None)):
+        load_model_and_processor(name, revision=revision, device="cpu")
+    assert asked == [OFFICIAL_REVISION, "main", None]
 
 
 @pytest.mark.parametrize(

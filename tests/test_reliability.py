@@ -474,7 +474,7 @@ loaded = helpers.load_model_and_processor()
 print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image({str(pocket.parent.parent)!r}
       + "/notebooks/images/book_cover.png")))
 print(helpers.doctor())
-try: helpers.load_model_and_processor(helpers.OFFICIAL)
+try: helpers.load_model_and_processor(helpers.OFFICIAL, quantization="int8")
 except helpers.CheckpointError as error: print(error)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -549,7 +549,7 @@ def test_a_download_that_fails(monkeypatch, case):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(CheckpointError, match=message):
-        helpers.load_model_and_processor(helpers.OFFICIAL)
+        helpers.load_model_and_processor(helpers.OFFICIAL, quantization="int8")
 
 
 def test_half_a_download(golden_checkpoint, tmp_path, monkeypatch):

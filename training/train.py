@@ -230,10 +230,8 @@ def main():
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
     steps = optimizers(learning, lambda name: rate[part_of(name)])
     run = Run(args.out, learning, steps, args.pictures)
-    collate, drawing = (
-        Collate(processor, lessons=args.read + args.look > 0),
-        Drawing(args.kinds, args.batch * WORLD, args.first),
-    )
+    collate = Collate(processor, lessons=args.read + args.look > 0)
+    drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
         model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
