@@ -39,7 +39,7 @@ def choose_dtype(device, parameters: int) -> Choice:
     features = torch.cpu.get_capabilities()
     if features.get("avx512_bf16") or features.get("amx_bf16"):
         return Choice(torch.bfloat16, "the CPU computes in bfloat16")
-    return Choice(torch.float32, "the CPU has no bfloat16 units, so float32 is several times faster")
+    return Choice(torch.float32, "the CPU has no bfloat16 units, so float32 reads several times as fast")
 
 
 def choose_attention(device, dtype) -> Choice:

@@ -19,11 +19,18 @@ ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/~)>\]])/(home|root|Users|tmp|var|opt|mnt|private|content|workspace|usr|work)/\w|\b[A-Z]:\\\w"
 )
 ACTIVE = re.compile(
-    r"<\s*(script|iframe|object|embed)\b|\bon(click|load|error|mouseover)\s*=|javascript:", re.IGNORECASE
+    r"<\s*(script|iframe|object|embed|form|input|button|link|meta|base|style|svg)\b|<[^>]*\son\w+\s*=|javascript:",
+    re.IGNORECASE,
 )
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bghp_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9]{20,}")
+TOKEN = re.compile(r"\b(hf_|gh[opsu]_|github_pat_|glpat-|sk-)[A-Za-z0-9_-]{20,}|\bAKIA[A-Z0-9]{16}\b|PRIVATE KEY-----")
+WEB_PICTURE = re.compile(r"https?://\S+\.(png|jpe?g|gif|webp|svg)|<img[^>]*src=\W?https?:|!\[[^]]*\]\(https?:", re.I)
 
 FORBIDDEN = {"an absolute path": ABSOLUTE_PATH, "active content": ACTIVE, "a secret": TOKEN}
+# What may be stored as an output; the last one is an empty place for a widget.
+STORED = {"text/plain", "text/markdown", "image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json"}
+# The only part of a notebook that may name pictures of the web.
+WEB_PART = "## From the web"
+FIRST = ("**You will learn**", "**Time:**", "**Memory:**", "**Contents:**")
 
 
 def text_of(value) -> str:
@@ -59,7 +66,7 @@ def is_import(cell) -> bool:
 
 def texts_of(output) -> list[str]:
     """The texts of an output that a reader can see; pictures are left out."""
-    texts = [output.get("text", "")]
+    texts = [output.get("text", ""), output.get("evalue", ""), "\n".join(output.get("traceback", []))]
     texts += [text for kind, text in output.get("data", {}).items() if not kind.startswith("image/")]
     return [text_of(text) for text in texts if isinstance(text, (str, list))]
 
@@ -97,8 +104,13 @@ def problems_of(notebook: Notebook) -> list[str]:
         found.append("the kernelspec is not python3")
     if "widgets" in notebook.content["metadata"]:
         found.append("metadata.widgets is stored")
+    opening, ending = text_of(notebook.cells[0]["source"]), text_of(notebook.cells[-1]["source"])
+    found += [f"the first cell lacks {words}" for words in FIRST if words not in opening]
+    if "**What next:**" not in ending:
+        found.append("the last cell does not say what next")
 
     in_a_row = executed = 0
+    part = ""
     for number, cell in enumerate(notebook.cells, 1):
         source = text_of(cell["source"])
         outputs = cell.get("outputs", [])
@@ -106,9 +118,16 @@ def problems_of(notebook: Notebook) -> list[str]:
         for what, pattern in FORBIDDEN.items():
             if match := pattern.search(shown):
                 found.append(f"cell {number}: {what}: {match[0]!r}")
+        if cell["cell_type"] == "markdown":
+            part = (re.findall(r"^##? .*", source, re.M) or [part])[-1]
+        if part != WEB_PART and WEB_PICTURE.search(shown):
+            found.append(f"cell {number}: a picture of the web")
+        if "attachments" in cell:
+            found.append(f"cell {number}: an attachment")
         if cell["cell_type"] != "code":
             in_a_row = 0
-            found += [f"cell {number}: a picture without alt text" for _ in re.findall(r"!\[\s*\]\(", source)]
+            without = re.findall(r"!\[\s*\]\(|<img(?![^>]*\balt=.\w)", source)
+            found += [f"cell {number}: a picture without alt text" for _ in without]
             continue
         in_a_row += 1
         executed += 1
@@ -131,9 +150,12 @@ def problems_of(notebook: Notebook) -> list[str]:
         for output in outputs:
             if output.get("name") == "stderr":
                 found.append(f"cell {number}: stored stderr")
+            found += [f"cell {number}: stored {kind}" for kind in output.get("data", {}) if kind not in STORED]
             if output["output_type"] == "error" and not raises:
                 found.append(f"cell {number}: stored error {output['ename']}")
             pictures = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            if pictures and not any(other.get("name") == "stdout" for other in outputs):
+                found.append(f"cell {number}: a picture without printed facts")
             alt = text_of(output.get("data", {}).get("text/plain", ""))
             if pictures and (not alt.strip() or alt.startswith("<")):
                 found.append(f"cell {number}: a picture without alt text")
@@ -180,7 +202,8 @@ def sound() -> Notebook:
                 "outputs": [output],
             }
         )
-    cells += [{"cell_type": "markdown", "metadata": {}, "source": ["What next"]} for _ in range(2)]
+    cells[0]["source"].append("".join(FIRST))
+    cells += [{"cell_type": "markdown", "metadata": {}, "source": ["**What next:** more"]} for _ in range(2)]
     return Notebook({"cells": cells, "metadata": {"kernelspec": {"name": "python3"}}})
 
 
@@ -213,8 +236,16 @@ POISONS = {
         outputs=[{"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}]
     ),
     "absolute path": lambda notebook: notebook.code[5]["outputs"][0].update(text="saved /home/me/a.png"),
-    "active content": lambda notebook: notebook.cells[0].update(source="<iframe src='x'>" + "word " * 70),
-    "a secret": lambda notebook: notebook.code[5].update(source="login('hf_" + "a" * 30 + "')"),
+    "first cell lacks **Contents:**": lambda notebook: notebook.cells[0].update(source="".join(FIRST[:3])),
+    "what next": lambda notebook: notebook.cells[-1].update(source="The end"),
+    "a picture without printed facts": lambda notebook: notebook.code[5].update(outputs=[picture_output("A circle")]),
+    "a picture of the web": lambda notebook: notebook.code[5].update(source="load_image('https://a.org/b.png')"),
+    "an attachment": lambda notebook: notebook.cells[0].update(attachments={"a.png": {"image/png": "aGk="}}),
+    "stored image/svg+xml": lambda notebook: notebook.code[5]["outputs"][0].update(data={"image/svg+xml": "<svg/>"}),
+    "stored text/html": lambda notebook: notebook.code[5]["outputs"][0].update(data={"text/html": "<b>a</b>"}),
+    "stored application/javascript": lambda notebook: notebook.code[5]["outputs"][0].update(
+        data={"application/javascript": "alert(1)"}
+    ),
     "a picture without alt text": lambda notebook: notebook.code[5]["outputs"].append(
         picture_output("<PIL.Image.Image>")
     ),
@@ -233,3 +264,33 @@ def test_each_rule_finds_its_poison(problem):
     POISONS[problem](notebook)
     found = problems_of(Notebook(notebook.content, notebook.size))
     assert any(problem in line for line in found), found
+
+
+POISONED_TEXTS = {
+    "active content": (
+        "<iframe src='x'>", "<ScRiPt>x</script>", "<img src='x' alt='a' onerror='x()'>", "<p onfocus=x>", "<form>",
+        "<meta http-equiv='refresh'>", "<link rel='x'>", "<svg onload=x>", "[a](javascript:x)", "<p onmouseenter = x>",
+    ),
+    "a secret": (
+        "hf_" + "a" * 30, "ghp_" + "a" * 36, "github_pat_" + "a1_" * 20, "AKIA" + "A1" * 8, "glpat-" + "a" * 20,
+        "sk-proj-" + "a" * 30, "-----BEGIN PRIVATE KEY-----",
+    ),
+    "an absolute path": ("/home/me/a.png", "C:\\Users\\me", "/Users/me/a.png"),
+    "a picture of the web": ("![a](https://a.org/b)", "<img alt='a' src='http://a.org/b'>", "https://a.org/b.jpg"),
+    "a picture without alt text": ("![ ](a.png)", "<img src='a.png'>", "<img src='a.png' alt=''>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", POISONED_TEXTS)
+def test_poisoned_texts(problem):
+    for text in POISONED_TEXTS[problem]:
+        notebook = sound()
+        notebook.cells[2]["source"].append(f"\n{text}")
+        assert any(problem in line for line in problems_of(notebook)), text
+
+
+def test_a_traceback_is_read_too():
+    notebook = sound()
+    error = {"output_type": "error", "ename": "E", "evalue": "", "traceback": ["File /home/me/a.py"]}
+    notebook.code[5].update(outputs=[error])
+    assert any("an absolute path" in line for line in problems_of(notebook))
