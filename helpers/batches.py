@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from .generation import ONE_BY_ONE, Answer, advised, decode, end_ids, whole_prompt
+from .generation import ONE_BY_ONE, Answer, advised, as_list, decode, whole_prompt
 from .images import load_image
 
 
@@ -39,12 +39,14 @@ def generate_many(
     """
     from tqdm import tqdm
 
+    if isinstance(prompts, str) or isinstance(images, str):
+        raise ValueError("prompts and images are lists, one entry for each question; put a single one in brackets.")
     prompts, images = list(prompts), list(images)  # a column of a table counts by its labels
     if len(prompts) != len(images):
         raise ValueError(f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures.")
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; pass at least 1 for both.")
-    rows = [list(row) if isinstance(row, (list, tuple)) else [row] for row in images]
+    rows = [as_list(row) for row in images]
     texts = [whole_prompt(prompt, len(row)) for prompt, row in zip(prompts, rows)]
     rows = [[_readable(image, processor) for image in row] for row in rows]
     order = sorted(range(len(prompts)), key=lambda i: (len(rows[i]), len(prompts[i])))
@@ -70,7 +72,7 @@ def _readable(source, processor):
     It is not kept decoded, as hundreds of pictures may be too large for the memory.
     """
     picture = load_image(source)
-    processor.image_processor.get_resized_size(*picture.size)  # refuses one that is too thin
+    processor.image_processor.get_resized_size(picture.height, picture.width)  # refuses one that is too thin
     return picture if isinstance(source, str) and source.lower().startswith("http") else source
 
 
@@ -79,7 +81,7 @@ def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens
     start = time.perf_counter()
     pictures = [[load_image(image) for image in row] for row in rows]
     inputs = processor(texts, pictures if any(pictures) else None, return_tensors="pt").to(model.device)
-    tokenizer, ends = processor.tokenizer, end_ids(processor.tokenizer)
+    tokenizer, ends = processor.tokenizer, model.config.stop_token_ids
     ids = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,

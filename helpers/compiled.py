@@ -36,11 +36,15 @@ class CompiledDecoding:
             return
         try:
             yield {"past_key_values": self._empty_cache(positions), "one_step": self.step}
+        except Exception:  # one that is too large for the memory must not be lent again
+            self._room, self._cache = 0, None
+            raise
         finally:
             self._lent.release()
 
     def _empty_cache(self, positions: int) -> StaticCache:
         """An empty cache for so many positions or more: the last one, if it is large enough."""
+        positions = min(positions, self._config.max_position_embeddings)
         if self._room < positions:
             self._room = max(self._smallest, 1 << (positions - 1).bit_length())
             self._cache = StaticCache(config=self._config, max_cache_len=self._room)

@@ -60,7 +60,7 @@ def _facts(source, picture: Image.Image, processor) -> str:
     facts = f"{picture.width} x {picture.height} pixels, {mode}"
     if processor is not None:
         tiler = processor.image_processor
-        width, height = tiler.get_resized_size(*picture.size)
+        height, width = tiler.get_resized_size(picture.height, picture.width)
         columns, rows = -(-width // tiler.image_size), -(-height // tiler.image_size)  # rounded up
         tokens = tiler.get_num_image_tokens(rows * tiler.image_size, columns * tiler.image_size)
         facts += f", {columns} x {rows} tiles, {tokens:,} tokens"

@@ -6,6 +6,7 @@ what can be calculated.
 
 from collections import Counter
 from collections.abc import Mapping
+from numbers import Real
 
 from PIL import Image, ImageFont
 
@@ -19,7 +20,7 @@ def _text(answer) -> str:
 
 
 def _near(answer, value: float, tolerance: float) -> bool:
-    return isinstance(answer, (int, float)) and abs(answer - value) <= tolerance
+    return isinstance(answer, Real) and abs(answer - value) <= tolerance
 
 
 def _pair(answer) -> tuple:

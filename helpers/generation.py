@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 import re
 import sys
 import time
@@ -11,7 +12,6 @@ from .images import load_image
 from .machine import out_of_memory
 from .prompts import format_prompt
 
-END_TOKENS = ("</s>", "<|endoftext|>", "<|end|>")
 #: What every answer needs, whatever a checkpoint's own settings say.
 ONE_BY_ONE = {"use_cache": True, "num_beams": 1, "return_dict_in_generate": False}
 _FORMATTED = ("<|user|>", "<|system|>")
@@ -89,8 +89,8 @@ def generate(
 
     Args:
         prompt: a plain question, or a whole prompt that starts with `<|user|>` or `<|system|>` and is passed
-            on as it is. Put text from strangers through `format_prompt` first.
-        images: one picture or a list of them, anything `load_image` takes.
+            on as it is, but for space and `<s>` before it. Put text from strangers through `format_prompt` first.
+        images: one picture, a list of them, anything `load_image` takes, or None.
         max_new_tokens: the answer is cut off after so many tokens.
         temperature: 0 takes the likeliest token each time; higher values draw at random.
         seed: makes a random answer repeatable; torch's own random state is left alone.
@@ -127,8 +127,8 @@ def stream(
 
     Of several streams at once, only one decodes by the compiled step that `compile=True` gives.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; pass at least 1.")
+    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; pass a whole number, at least 1.")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; pass 0 for the likeliest answer, or more.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -158,15 +158,14 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     cuda = _cuda(model)
     if cuda is not None:
         cuda.reset_peak_memory_stats(model.device)
-    images = [images] if not isinstance(images, (list, tuple)) else images
-    pictures = [load_image(image) for image in images]
+    pictures = [load_image(image) for image in as_list(images)]
     inputs = processor(text=whole_prompt(prompt, len(pictures)), images=pictures or None, return_tensors="pt").to(
         model.device
     )
 
     tokenizer = processor.tokenizer
     vocabulary = tokenizer.get_vocab()
-    ends = end_ids(tokenizer)
+    ends = model.config.stop_token_ids
     rng = torch.Generator(model.device).manual_seed(int(seed)) if seed is not None else None
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
 
@@ -247,13 +246,14 @@ def _token_by_token(
 
 def whole_prompt(prompt: str, num_images: int) -> str:
     """A plain question in the model's markup; what is in it already stays as it is."""
-    return prompt if prompt.startswith(_FORMATTED) else format_prompt(prompt, num_images)
+    # The tokenizer writes <s> itself, and space before the markup would only puzzle the model.
+    whole = prompt.lstrip().removeprefix("<s>").lstrip() if isinstance(prompt, str) else ""
+    return whole if whole.startswith(_FORMATTED) else format_prompt(prompt, num_images)
 
 
-def end_ids(tokenizer) -> list[int]:
-    """Ids of the tokens that end an answer, as far as the vocabulary has them."""
-    vocabulary = tokenizer.get_vocab()
-    return [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+def as_list(images) -> list:
+    """One picture, several or none (`None`) as a list."""
+    return list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
 
 
 def decode(tokenizer, ids: list[int]) -> str:

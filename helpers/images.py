@@ -1,8 +1,10 @@
 """Pictures from anywhere, as upright RGB pictures or one clear error."""
 
+import contextlib
 import io
 import os
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from .fetch import FetchError, fetch
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(data|file|blob|javascript):", re.IGNORECASE)
+
+
+_QUIET = threading.Lock()
 
 
 class ImageLoadError(ValueError):
@@ -30,12 +35,13 @@ def load_image(
     background: str = "white",
     allow_private: bool = False,
 ) -> Image.Image:
-    """Return a picture as a new PIL image in mode "RGB", upright, first frame.
+    """Return a picture as a new PIL image in mode "RGB", upright; of a file with several frames the first.
 
     Args:
         source: path (str or Path), http(s) URL, encoded bytes, PIL image, or numpy array of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4) with dtype uint8, uint16, bool, or float in 0..1.
-        max_pixels: largest width x height; checked before anything is decoded.
+        max_pixels: largest width x height; checked before anything is decoded. Pillow has a limit of its own, at 179
+            million for a file.
         max_bytes: largest encoded size of a file, a download or bytes.
         timeout: seconds for a whole download, redirects included.
         background: colour put behind transparent pixels, as PIL names colours.
@@ -60,8 +66,7 @@ def load_image(
             data, hint = _read_bytes(source, max_bytes, timeout, allow_private)
             image = _open(data, hint)
         _check_size(image.size, max_pixels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about damaged metadata that the pixels do not need
+        with _no_warnings():  # of damaged metadata that the pixels do not need
             image.load()
             _check_size(image.size, max_pixels)  # some containers only tell the true size when decoded
             return _to_rgb(_upright(image), colour)
@@ -142,11 +147,20 @@ def _read_file(source, max_bytes: int) -> bytes:
 
 def _open(data: bytes, hint: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked against max_pixels instead
+        with _no_warnings():  # the size is checked against max_pixels instead
             return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise _Unreadable(f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; shrink it") from None
     except Image.UnidentifiedImageError:
         raise _Unreadable(f"it is not a picture in a known format; {hint}") from None
+
+
+@contextlib.contextmanager
+def _no_warnings():
+    """No warnings inside; what changes that changes it for all threads, so one at a time."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _upright(image: Image.Image) -> Image.Image:

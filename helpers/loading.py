@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import numbers
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,11 +55,10 @@ def load_model_and_processor(
         ValueError: an impossible setting.
         RuntimeError: too little memory, or `quantization` without what it needs.
     """
-    import torch
     from safetensors import SafetensorError
 
     # What cannot be is refused before anything is downloaded.
-    device = torch.device(device) if device is not None else choose_device().value
+    device = _device_named(device) if device is not None else choose_device().value
     dtype = _dtype_named(dtype)
     _check_settings(device, attn_implementation, quantization, num_crops, compile)
     name = checkpoint_name(checkpoint)
@@ -109,6 +109,16 @@ def load_model_and_processor(
     return model, processor
 
 
+def _device_named(device):
+    """A torch.device for its name."""
+    import torch
+
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'device is {device!r}; pass "cuda", "mps", "cpu", or None for the best one.') from None
+
+
 def _dtype_named(dtype):
     """A torch.dtype for its name; None for "auto" and None."""
     import torch
@@ -122,8 +132,8 @@ def _dtype_named(dtype):
 def _check_settings(device, attn_implementation, quantization, num_crops, compile) -> None:
     import torch
 
-    if num_crops is not None and num_crops < 1:
-        raise ValueError(f"num_crops is {num_crops}; pass at least 1, or None for the checkpoint's own.")
+    if num_crops is not None and not (isinstance(num_crops, numbers.Integral) and num_crops >= 1):
+        raise ValueError(f"num_crops is {num_crops!r}; pass a whole number, or None for the checkpoint's own.")
     if attn_implementation not in (None, *_ATTENTION):
         known = ", ".join(_ATTENTION)
         raise ValueError(f"attn_implementation is {attn_implementation!r}; pass one of {known}.")

@@ -71,14 +71,19 @@ def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[s
     """What is wrong and what mends it, where so many weights cannot fit."""
     if quantization and device.type != "cpu":
         return None  # how much is left of the weights depends on the method
-    needed, free = parameters * (1 if quantization else dtype.itemsize), available_memory(device)
+    # In int8 embedding and head, a twentieth of the official weights, keep their dtype.
+    size = 1 + (dtype.itemsize - 1) / 20 if quantization else dtype.itemsize
+    needed, free = parameters * size, available_memory(device)
     if needed <= free:
         return None
     form = "int8" if quantization else str(dtype).removeprefix("torch.")
+    smaller = [] if quantization else ['quantization="int8" (a quarter of float32)']
+    if dtype.itemsize == 4:
+        smaller.append("dtype=torch.bfloat16" if quantization else "dtype=torch.bfloat16 (half of it)")
+    smaller.append('on CUDA quantization="int4" (an eighth)')
     return (
         f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
-        'close other programs, or pass quantization="int8" (a quarter of float32), dtype=torch.bfloat16 (half of it), '
-        'or on CUDA quantization="int4" (an eighth)',
+        f"close other programs, or pass {', or '.join(smaller)}",
     )
 
 

@@ -118,6 +118,18 @@ def test_wrong_counts(tiny, images):
         generate_many(*tiny, ["<|user|>\n<|image_1|>\nHello<|end|>\n<|assistant|>\n"], [[]])
 
 
+def test_one_question_is_not_many(tiny, images):
+    for asked in (("Hi", images[:2]), (PROMPTS[:1], "picture.png")):
+        with pytest.raises(ValueError, match="are lists"):
+            generate_many(*tiny, *asked)
+
+
+def test_no_picture(tiny):
+    ((none, nothing),) = [generate_many(*tiny, PROMPTS[:2], [None, []], max_new_tokens=4, progress=False)]
+    assert none == generate(*tiny, PROMPTS[0], None, max_new_tokens=4)
+    assert nothing == generate(*tiny, PROMPTS[1], max_new_tokens=4)
+
+
 def test_a_column_of_a_table(tiny, images):
     """Its rows count by position, whatever they are labelled."""
     pd = pytest.importorskip("pandas")

@@ -85,6 +85,22 @@ def test_two_answers_at_once(tiny, graphs):
         assert lent
 
 
+def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.cache_utils.StaticLayer.lazy_initialization", fail)
+    with pytest.raises(RuntimeError, match="Out of memory"):
+        generate(*tiny, "Hello", max_new_tokens=10**10)
+    monkeypatch.undo()
+    assert generate(*tiny, "Hello", max_new_tokens=4) == usual(tiny, "Hello", max_new_tokens=4)
+
+
+def test_no_cache_is_longer_than_the_model(tiny, graphs):
+    with tiny[0].compiled_decoding.lend(10**10) as lent:
+        assert lent["past_key_values"].get_max_length() == tiny[0].config.max_position_embeddings
+
+
 def test_by_default_nothing_is_compiled(golden_checkpoint):
     model, _ = load_model_and_processor(golden_checkpoint, device="cpu")
     assert not hasattr(model, "compiled_decoding")

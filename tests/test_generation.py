@@ -53,6 +53,13 @@ def test_equals_transformers_past_the_short_context(tiny, long_prompt, picture):
     assert answer == reference(*tiny, prompt, [helpers.load_image(picture)])
 
 
+@pytest.mark.parametrize("before", ["\n", "  ", "<s>", "<s>\n"])
+def test_what_may_stand_before_a_whole_prompt(tiny, picture, before):
+    prompt = format_prompt("What is this?")
+    expected = generate(*tiny, prompt, picture, max_new_tokens=12)
+    assert generate(*tiny, before + prompt, picture, max_new_tokens=12) == expected
+
+
 def test_plain_question_without_picture(tiny):
     answer = generate(*tiny, "Hello", max_new_tokens=3)
     assert answer.image_tokens == 0
@@ -164,8 +171,10 @@ def test_seed_repeats_and_leaves_torch_alone(tiny):
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"temperature": -1}, "temperature is -1"),
         ({"prompt": ""}, "question is empty"),
+        ({"prompt": None}, "question is empty"),
         ({"prompt": "<|user|>\nno tag<|end|>\n<|assistant|>\n"}, "0 image tags"),
     ],
 )

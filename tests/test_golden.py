@@ -170,9 +170,9 @@ def test_sizes(num_crops):
         # The size arithmetic of the original goes on with a height of 0; its resize, and ours, does not.
         if "error" in row or 0 in (row["hd_width"], row["hd_height"]):
             with pytest.raises(ValueError, match="too thin"):
-                image_processor.get_resized_size(row["width"], row["height"])
+                image_processor.get_resized_size(row["height"], row["width"])
             continue
-        resized = image_processor.get_resized_size(row["width"], row["height"])
+        resized = image_processor.get_resized_size(row["height"], row["width"])[::-1]
         if "resized_width" in row:
             assert resized == (row["resized_width"], row["resized_height"])
         hd_width, hd_height = (-(-side // 336) * 336 for side in resized)

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 import numpy as np
@@ -253,6 +254,19 @@ def test_too_many_pixels_is_seen_before_decoding():
         load_image(gradient(), max_pixels=600)
     with pytest.raises(ImageLoadError, match="max_pixels=600"):
         load_image(np.zeros((20, 32, 3), np.uint8), max_pixels=600)
+
+
+def test_more_pixels_than_pillow_reads():
+    data = encode(Image.new("1", (15_000, 15_000)), "PNG")
+    with pytest.raises(ImageLoadError, match=r"more than 178,956,970 pixels; shrink it"):
+        load_image(data, max_pixels=10**9)
+
+
+def test_threads_leave_the_warnings_alone():
+    before, data = list(warnings.filters), encode(gradient(), "PNG")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(load_image, [data] * 200))
+    assert warnings.filters == before
 
 
 def test_too_many_bytes(tmp_path):

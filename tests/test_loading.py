@@ -43,6 +43,9 @@ def test_progress_bar_setting_is_restored(folder):
     ("settings", "message"),
     [
         ({"num_crops": 0}, "num_crops is 0"),
+        ({"num_crops": 2.5}, "num_crops is 2.5"),
+        ({"num_crops": "4"}, "num_crops is '4'"),
+        ({"device": "gpu"}, "device is 'gpu'"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation is 'someone/kernel'"),
         ({"quantization": "int2"}, "quantization is 'int2'"),
         ({"dtype": torch.int8}, r"dtype is torch\.int8"),
@@ -50,7 +53,7 @@ def test_progress_bar_setting_is_restored(folder):
 )
 def test_impossible_settings(folder, settings, message):
     with pytest.raises(ValueError, match=message):
-        load_model_and_processor(folder, device="cpu", **settings)
+        load_model_and_processor(folder, **{"device": "cpu"} | settings)
 
 
 @pytest.mark.parametrize(("device", "quantization"), [("cpu", "int4"), ("mps", "int8")])
@@ -72,6 +75,10 @@ def test_too_little_memory(folder, monkeypatch):
         load_model_and_processor(folder, device="cpu")
     load_model_and_processor(folder, device="cpu", dtype=torch.bfloat16)  # 2 MB fit
     load_model_and_processor(folder, device="cpu", quantization="int8")  # 1 MB
+    monkeypatch.setattr(machine, "available_memory", lambda device: 1_100_000)
+    with pytest.raises(RuntimeError, match=r"int8, but cpu has 0\.0 GB free; close other programs") as caught:
+        load_model_and_processor(folder, device="cpu", quantization="int8")
+    assert 'int8" (' not in str(caught.value)  # no advice that was taken already
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,14 @@ def test_attention_is_the_callers_choice():
     assert AutoConfig.from_pretrained(CHECKPOINT, attn_implementation="eager")._attn_implementation == "eager"
 
 
+def test_stop_tokens_stay_when_the_vocabulary_is_resized():
+    config = Phi3VConfig(vocab_size=858)
+    before = config.stop_token_ids
+    config.vocab_size = 864
+    assert config.stop_token_ids == before == [2, 794, 801]
+    assert Phi3VConfig(**config.to_dict()).stop_token_ids == before
+
+
 def test_round_trip(tmp_path):
     config = tiny_config(image_token_id=77, pad_token_id=3)
     config.save_pretrained(tmp_path)

@@ -46,7 +46,7 @@ def test_number_of_tokens(image_size, patches):
         width, height = rng.randint(1, 3000), rng.randint(1, 3000)
         if max(width, height) > 16 * image_size * min(width, height):
             continue
-        w, h = (math.ceil(side / image_size) for side in image_processor.get_resized_size(width, height))
+        h, w = (math.ceil(side / image_size) for side in image_processor.get_resized_size(height, width))
         assert 1 <= w * h <= 16
         expected = (h * w + 1) * half**2 + 1 + (h + 1) * half
         assert image_processor.get_num_image_tokens(h * image_size, w * image_size) == expected
@@ -66,7 +66,7 @@ def test_tiles_are_the_picture(width, height, num_crops):
     assert not pixel_values[h * w + 1 :].any()
     rows = [torch.cat(list(pixel_values[1 + i * w : 1 + (i + 1) * w]), dim=2) for i in range(h)]
     mosaic = torch.cat(rows, dim=1)
-    resized_width, resized_height = image_processor.get_resized_size(width, height)
+    resized_height, resized_width = image_processor.get_resized_size(height, width)
     left, top = (hd_width - resized_width) // 2, (hd_height - resized_height) // 2
     outside = torch.ones(hd_height, hd_width, dtype=torch.bool)
     outside[top : top + resized_height, left : left + resized_width] = False
@@ -136,6 +136,19 @@ def test_more_than_8_bits_are_refused(mode):
     """Pillow would make all values above 255 white."""
     with pytest.raises(ValueError, match=rf"mode {mode} .*helpers\.load_image"):
         Phi3VImageProcessor(image_size=28)(Image.new(mode, (30, 20)))
+
+
+def test_files(tmp_path):
+    """As transformers reads them, upright; and with all their bits, so that more than 8 are noticed."""
+    picture, exif = noise_image(30, 20), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    expected = Phi3VImageProcessor(image_size=28)(picture.transpose(Image.Transpose.ROTATE_270))["pixel_values"]
+    for path in (tmp_path / "turned.png", str(tmp_path / "turned.png")):
+        assert torch.equal(Phi3VImageProcessor(image_size=28)(path)["pixel_values"], expected)
+    Image.fromarray(np.full((20, 30), 4000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"mode I;16 .*helpers\.load_image"):
+        Phi3VImageProcessor(image_size=28)(str(tmp_path / "deep.png"))
 
 
 def test_errors():

@@ -304,13 +304,20 @@ def test_chat_template_with_settings():
         processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
 
 
+def test_an_empty_conversation():
+    with pytest.raises(ValueError, match="conversation is empty"):
+        tiny_processor().apply_chat_template([])
+
+
 @pytest.mark.parametrize("role", ["user|>\nHi<|end|>\n<|system", "tool", "", None, "User"])
 def test_roles(role):
     with pytest.raises(ValueError, match="role"):
         tiny_processor().apply_chat_template([{"role": role, "content": "Hi"}])
 
 
-@pytest.mark.parametrize("content", [None, 5, [{"type": "video"}], ["Hi"], [{"type": "audio", "audio": "x"}]])
+@pytest.mark.parametrize(
+    "content", [None, 5, [{"type": "video"}], ["Hi"], [{"type": "audio", "audio": "x"}], [{"type": "text"}]]
+)
 def test_contents(content):
     with pytest.raises(ValueError, match="content"):
         tiny_processor().apply_chat_template([{"role": "user", "content": content}])

@@ -61,7 +61,7 @@ class FeatureReader(ReadingHead):
 def in_grid(size: tuple[int, int], characters: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """Edges (characters, 4) in the grid of tiles that a picture of this size (width, height) is scaled to and padded
     for, and the width and height of that grid; all in pixels."""
-    resized = PROCESSOR.get_resized_size(*size)
+    resized = PROCESSOR.get_resized_size(*size[::-1])[::-1]
     width, height = (math.ceil(side / TILE) * TILE for side in resized)
     pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2] * 2)
     return characters[:, 1:] * np.tile(np.divide(resized, size), 2) + pad, (width, height)

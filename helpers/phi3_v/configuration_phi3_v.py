@@ -79,7 +79,8 @@ class Phi3VConfig(Phi3Config):
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids of `</s>`, `<|endoftext|>` and `<|end|>`."""
-        return [2, self.vocab_size - 64, self.vocab_size - 57]
+        # Counted from one whose id is stored: the vocabulary may be resized.
+        return [2, self.image_token_id - 44, self.image_token_id - 37]
 
 
 __all__ = ["Phi3VConfig"]

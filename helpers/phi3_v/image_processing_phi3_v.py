@@ -1,11 +1,12 @@
 """Image processor of Phi-3-Vision: a global view and up to `num_crops` tiles of every picture."""
 
 import math
+import os
 from typing import TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -43,9 +44,9 @@ class Phi3VImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean or OPENAI_CLIP_MEAN)
         self.image_std = list(image_std or OPENAI_CLIP_STD)
 
-    def get_resized_size(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
+    def get_resized_size(self, height: int, width: int, num_crops: int | None = None) -> tuple[int, int]:
         """
-        Width and height in pixels, before padding, of a `width` x `height` picture on its grid of tiles.
+        Height and width in pixels, before padding, of a picture of `height` x `width` pixels on its grid of tiles.
 
         The long side takes the largest number s of tiles with s * ceil(s / ratio) <= num_crops, for the ratio
         long / short side; the short side keeps the ratio, rounded down (`HD_transform` of the original code).
@@ -66,7 +67,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
                 f"A picture of {width} x {height} pixels is too thin: with num_crops={num_crops} it becomes "
                 f"{long_side} x 0 pixels. Crop it, or allow more crops."
             )
-        return (long_side, short_side) if width >= height else (short_side, long_side)
+        return (short_side, long_side) if width >= height else (long_side, short_side)
 
     def get_num_image_tokens(self, height: int, width: int) -> int:
         """
@@ -78,7 +79,8 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images, num_crops: int | None = None, return_tensors=None) -> BatchFeature:
         """
-        images: a PIL image, a uint8 array (height, width, 3 or 4), a URL or a path; or a list of these.
+        images: a PIL image, a uint8 array (height, width, 3 or 4), a path, or what else transformers fetches, such as
+            a URL; or a list of these.
 
         Returns `pixel_values`, float32 (pictures, num_crops + 1, 3, image_size, image_size): the global view,
         the tiles row by row, then zeros; and `image_sizes`, int64 (pictures, 2): padded height and width.
@@ -94,8 +96,10 @@ class Phi3VImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixel_values, "image_sizes": image_sizes}, return_tensors)
 
     def _to_rgb(self, image) -> Image.Image:
-        if isinstance(image, str):
-            image = self.fetch_images(image)
+        if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
+            image = ImageOps.exif_transpose(Image.open(image))  # as transformers does, but with all its bits
+        elif isinstance(image, (str, os.PathLike)):
+            image = self.fetch_images(os.fspath(image))
         shape = getattr(image, "shape", ())
         if getattr(image, "dtype", None) == np.uint8 and len(shape) > 1 and shape[2:] in ((), (3,), (4,)):
             image = Image.fromarray(image)
@@ -114,14 +118,14 @@ class Phi3VImageProcessor(BaseImageProcessor):
     def _cut(self, image, tiles: torch.Tensor, num_crops: int) -> tuple[int, int]:
         """Writes global view and tiles of a picture into `tiles`; returns its padded height and width."""
         size, image = self.image_size, self._to_rgb(image)
-        resized_size = self.get_resized_size(*image.size, num_crops)
+        height, width = self.get_resized_size(image.height, image.width, num_crops)
         # Like the original, scale portraits lying on their side: it can change the rounding.
         if image.width < image.height:
-            resized = image.transpose(Image.TRANSPOSE).resize(resized_size[::-1], Image.BILINEAR)
+            resized = image.transpose(Image.TRANSPOSE).resize((height, width), Image.BILINEAR)
             resized = resized.transpose(Image.TRANSPOSE)
         else:
-            resized = image.resize(resized_size, Image.BILINEAR)
-        w, h = (math.ceil(side / size) for side in resized_size)
+            resized = image.resize((width, height), Image.BILINEAR)
+        h, w = math.ceil(height / size), math.ceil(width / size)
         padded = Image.new("RGB", (w * size, h * size), "white")
         padded.paste(resized, ((padded.width - resized.width) // 2, (padded.height - resized.height) // 2))
 

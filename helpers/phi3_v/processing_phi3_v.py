@@ -163,7 +163,9 @@ class Phi3VProcessor(ProcessorMixin):
                 "Look for the tokens between `<|assistant|>` and `<|end|>`."
             )
         kwargs.pop("sanitize_control_tokens", None)
-        if len(conversation) > 0 and isinstance(conversation[0], (list, tuple)):
+        if len(conversation) == 0:
+            raise ValueError("The conversation is empty; pass at least one message.")
+        if isinstance(conversation[0], (list, tuple)):
             conversation = [[self._escape(message) for message in chat] for chat in conversation]
         else:
             conversation = [self._escape(message) for message in conversation]
@@ -183,6 +185,8 @@ class Phi3VProcessor(ProcessorMixin):
             if part_type not in ("image", "image_url", "text"):
                 raise ValueError(f"A content is a string, or parts of type image or text, not {part_type!r}.")
             if part_type == "text":
+                if not isinstance(part.get("text"), str):
+                    raise ValueError(f"A content of type text needs its text as a string, got {part}.")
                 part = {**part, "text": escape_control_tokens(part["text"])}
             parts.append(part)
         return {"role": role, "content": parts}
