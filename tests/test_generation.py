@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ class Scripted:
     """A stand-in for a model, that "generates" the ids it is given."""
 
     device = torch.device("cpu")
+    config = SimpleNamespace(stop_token_ids=ENDS)
 
     def __init__(self, ids):
         self.ids = ids
