@@ -14,6 +14,8 @@ from .pictures.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent / "gallery"
 CELL, PICTURE = (300, 350), (284, 220)
+#: Four in a row from here on show every form of chart, drawn by hand and by matplotlib.
+FIRST = 12
 
 
 def card(sample: Sample) -> Image.Image:
@@ -39,7 +41,7 @@ def main():
     for kind in (kind for kind in KINDS if kind != "notes"):
         sheet = Image.new("RGB", (4 * CELL[0], CELL[1]), "white")
         for i in range(4):
-            sheet.paste(card(draw(kind, "train", i)), (i * CELL[0], 0))
+            sheet.paste(card(draw(kind, "train", FIRST + i)), (i * CELL[0], 0))
         sheet.quantize(128).save(FOLDER / f"{kind}.png", optimize=True)
         print(f"{FOLDER.name}/{kind}.png")
 
