@@ -5,6 +5,7 @@ each row of activations is rounded when it comes by. As in LLM.int8() (Dettmers 
 https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass.
 """
 
+import contextlib
 import functools
 
 import torch
@@ -19,9 +20,9 @@ METHOD = "phi3_v_int8"
 KEPT = "lm_head"
 #: A row whose largest value is so many times its root mean square loses 2 % of itself in 8 bits.
 OUTLIER = 9.0
-#: Up to so many rows (the step that writes a token has one) a CPU without VNNI multiplies 8-bit weights faster by
-#: bfloat16 rows than by 8-bit ones.
-FEW = 4
+#: Up to so many rows (the step that writes a token has one) a CPU without AVX512-VNNI multiplies 8-bit weights faster
+#: by bfloat16 rows than by 8-bit ones.
+FEW = 8
 
 
 class Int8Linear(nn.Module):
@@ -41,7 +42,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
-        if len(rows) <= FEW and largest_weight() < 127:
+        if len(rows) <= FEW and way_of_this_cpu() != (by_pytorch, 127):
             ones = torch.ones(self.out_features, dtype=torch.bfloat16)
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones).float() * self.weight_scale
         else:
@@ -56,7 +57,8 @@ class Int8Linear(nn.Module):
         """The product with the rows as 8 bits hold them, and what these leave of the rows."""
         scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
         whole = (rows / scale).round_()
-        y = torch._int_mm(whole.to(torch.int8), self.weight.t()).float()
+        multiply, _ = way_of_this_cpu()
+        y = multiply(whole, self.weight)
         return y.mul_(self.weight_scale).mul_(scale), rows - whole.mul_(scale)
 
     def extra_repr(self) -> str:
@@ -65,19 +67,45 @@ class Int8Linear(nn.Module):
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight (out, in) as int8, and its scales, float32 (out,)."""
-    weight = weight.float()
-    scale = weight.abs().amax(1).clamp_min(1e-30) / largest_weight()
+    weight, (_, largest) = weight.float(), way_of_this_cpu()
+    scale = weight.abs().amax(1).clamp_min(1e-30) / largest
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
+def by_pytorch(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`rows weightᵀ` for whole `rows` from -127 to 127 (n, in) and int8 `weight` (out, in), float32 (n, out).
+
+    Fast with AVX512-VNNI. PyTorch has nothing but a plain loop for other CPUs.
+    """
+    return torch._int_mm(rows.to(torch.int8), weight.t()).float()
+
+
+def by_onednn(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same for other x86 CPUs. The weights are packed anew each time, so that they are in memory only once."""
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
+    unsigned = (rows + 128).to(torch.uint8)
+    return torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def by_float(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same for any CPU, no faster than float32."""
+    return rows @ weight.float().t()
+
+
 @functools.cache
-def largest_weight() -> int:
-    """127, or 63 on a CPU without VNNI, whose 16-bit sums of two products overflow above that. It is tried out."""
-    rows = torch.full((8, 64), 127, dtype=torch.int8)
-    for largest in (127, 63):
+def way_of_this_cpu():
+    """The fastest of these that this CPU gets right, and the largest weight for it, 127 or 63. It is tried out:
+    without VNNI 16-bit sums of two products overflow above 63."""
+    fast = by_pytorch if torch.cpu.get_capabilities().get("avx512_vnni") else by_onednn
+    rows = torch.full((8, 64), 127.0)
+    for way, largest in ((fast, 127), (fast, 63), (by_float, 127)):
         weight = torch.full((16, 64), largest, dtype=torch.int8)
-        if (torch._int_mm(rows, weight.t()) == 64 * 127 * largest).all():
-            return largest
+        with contextlib.suppress(RuntimeError, AttributeError, TypeError):  # oneDNN is not in every build
+            if all((way(sign * rows, weight) == sign * 64 * 127 * largest).all() for sign in (1, -1)):
+                return way, largest
     raise RuntimeError('This CPU gets int8 products wrong; leave quantization="int8" out.')
 
 

@@ -1,6 +1,7 @@
 """int8 on the CPU: how near its products are, what it leaves alone, and that answers stay the same."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import FEW, Int8Linear, largest_weight, quantize
+from helpers.int8 import FEW, Int8Linear, by_float, by_onednn, by_pytorch, quantize, way_of_this_cpu
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
 QUESTION = "Help me get the title and author information of this book?"
@@ -52,7 +53,7 @@ def test_rows_of_any_size(size):
 @pytest.mark.parametrize("outlier", [30.0, 1e3, 1e6])
 def test_a_row_with_an_outlier_keeps_its_other_values(layers, outlier):
     linear, layer = layers
-    x = torch.randn(8, 768)
+    x = torch.randn(2 * FEW, 768)
     x[:, 5] = outlier
     rest = x.clone()
     rest[:, 5] = 0  # without the outlier's own share, which is exact up to the rounding of its weights
@@ -63,17 +64,26 @@ def test_a_row_with_an_outlier_keeps_its_other_values(layers, outlier):
 
 def test_rows_do_not_depend_on_each_other(layers):
     _, layer = layers
-    x = torch.randn(20, 768)
+    x = torch.randn(4 * FEW, 768)
     x[4, 3] = 1e4
     halves = torch.cat([layer(half) for half in x.chunk(2)])
     torch.testing.assert_close(layer(x), halves)
 
 
-@pytest.mark.parametrize("rows", range(1, FEW + 2))
-def test_few_rows_without_vnni(layers, monkeypatch, rows):
-    monkeypatch.setattr("helpers.int8.largest_weight", lambda: 63)
+@pytest.mark.parametrize("way", [(by_pytorch, 63), (by_onednn, 63), (by_float, 127)])
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, 100])
+def test_the_ways_of_other_cpus(layers, monkeypatch, way, rows):
+    if way[0] is by_onednn and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("oneDNN is for x86")
+    monkeypatch.setattr("helpers.int8.way_of_this_cpu", lambda: way)
     linear, _ = layers
     assert errors((linear, int8_of(linear)), torch.randn(rows, 768)).max() < 0.025
+
+
+def test_no_plain_loop():
+    """PyTorch's own product is one without AVX512-VNNI: 25 times as slow as float32."""
+    if not torch.cpu.get_capabilities().get("avx512_vnni"):
+        assert way_of_this_cpu()[0] is not by_pytorch
 
 
 def test_zeros_shapes_and_dtypes(layers):
@@ -87,7 +97,7 @@ def test_zeros_shapes_and_dtypes(layers):
 def test_weights_use_all_that_the_cpu_gets_right():
     values, _ = quantize(torch.randn(32, 64))
     assert values.dtype == torch.int8
-    assert values.abs().amax(1).tolist() == [largest_weight()] * 32
+    assert values.abs().amax(1).tolist() == [way_of_this_cpu()[1]] * 32
 
 
 @pytest.fixture(scope="module")
