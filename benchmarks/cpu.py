@@ -4,7 +4,8 @@
 
 Builds 4 of the decoder's 32 layers and 4 of the tower's 23 at full width; times are medians of rounds in which every
 form has its turn, and only their ratios mean something. Needs 6 GB of memory and 3 GB of disk. What an older CPU
-would do: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (no bfloat16 units), or AVX2 with ATEN_CPU_CAPABILITY=avx2.
+would do: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (no bfloat16 units), or AVX2 with ATEN_CPU_CAPABILITY=avx2; but parts
+of PyTorch still see the whole CPU then, so only a real one tells all.
 """
 
 import argparse
