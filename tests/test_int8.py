@@ -81,7 +81,7 @@ def test_the_ways_of_other_cpus(layers, monkeypatch, way, rows):
 
 
 def test_no_plain_loop():
-    """PyTorch's own product is one without AVX512-VNNI: 25 times as slow as float32."""
+    """PyTorch's own product is one without AVX512-VNNI, many times as slow as float32."""
     if not torch.cpu.get_capabilities().get("avx512_vnni"):
         assert way_of_this_cpu()[0] is not by_pytorch
 
