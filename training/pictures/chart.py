@@ -65,12 +65,17 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
     # Standing ones, rarer, are the harder ones too: their unit often stands upright.
     form = rng.choice(("lying", "lying", "bar", "line") if split == "train" else (*4 * ("lying",), "bar", "line"))
     ordered = form == "line" or rng.random() < 0.5
-    # Names and values need room to be read: below standing bars and points there is less.
-    count = rng.randint(3, min(most, 8 if form == "lying" else 5))
-    longest = 9 if form == "lying" else {3: 9, 4: 7, 5: 6}[count]
+    # Names and values need room to be read: below standing bars and points there is less. More than five of those are
+    # drawn in training alone.
+    count = rng.randint(3, min(most, 8 if form == "lying" or split == "train" else 5))
+    longest = 9 if form == "lying" else {3: 9, 4: 7, 5: 6, 6: 5, 7: 4, 8: 4}[count]
     labels = _times(rng, count) if ordered else _things(rng, split, count, longest)
+    while max(map(len, labels)) > longest:
+        labels = _times(rng, count)
     while True:
         values = _values(rng, count)
+        if max(map(len, values)) > longest:
+            continue
         numbers = numbers_of(values)
         ranked = sorted(numbers)
         apart = min(ranked[1] - ranked[0], ranked[-1] - ranked[-2])

@@ -21,10 +21,12 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 def _of_chart(rng, split):
     content = chart.content(rng, split)
-    if rng.random() < 0.4:  # one digit is compared first, then several
-        digits = rng.randint(1, 3)
-        values = rng.sample(range(10 ** (digits - 1), 10**digits), len(content.labels))
-        content = replace(content, values=[str(value) for value in values], ordered=False)
+    if rng.random() < 0.5:  # one digit is compared first, then several, then numbers of unlike length
+        numbers, comma = [], rng.choice(("", ","))
+        for digits in rng.choice(((1,), (2,), (3,), (1, 2, 3, 4, 5))):
+            numbers += rng.sample(range(10 ** (digits - 1), 10**digits), 8)
+        values = [f"{number:{comma}}" for number in rng.sample(numbers, len(content.labels))]
+        content = replace(content, values=values, ordered=False)
     if rng.random() < 0.5:
         return f"{chart.listed(content)}.", chart.small_questions(rng, content, MOST)
     described = (rng.choice(chart.QUESTIONS), chart.description(content))
