@@ -1,9 +1,15 @@
-"""benchmarks/compare.py: the ratios that the README and 09_speed show."""
+"""benchmarks/: the ratios that the README and 09_speed show, and that what is compared gives the same."""
 
 import argparse
 import json
 
+import pytest
+import torch
+from PIL import Image
+
 from benchmarks.compare import report, speeds
+from benchmarks.preprocessing import original
+from helpers.phi3_v import Phi3VImageProcessor
 
 RUNS = {
     "int8": [{"prefill": 2.0, "token": 0.3}, {"prefill": 90.0, "token": 0.1}, {"prefill": 1.0, "token": 0.2}],
@@ -24,3 +30,9 @@ def test_the_last_line_holds_what_the_table_shows(capsys):
     said = json.loads(line)
     assert said["speed"]["other"] == {"prefill": 0.25, "token": 2}
     assert {"error", "pillow", "torch", "capability", "threads", "rounds"} <= set(said)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (61, 60), (400, 90)])
+def test_the_originals_steps_give_the_same_pixels(size):
+    processor, image = Phi3VImageProcessor(4, image_size=56), Image.effect_noise(size, 60)
+    assert torch.equal(original(image, processor), processor(image).pixel_values)
