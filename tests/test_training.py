@@ -324,6 +324,14 @@ def test_names_are_printed_smaller_than_titles():
         assert names.max() < 0.85 * titles.min()
 
 
+def test_a_wrong_line_of_a_page_leaves_the_others_right():
+    sample = next(page for page in (pictures.draw("page", "heldout", i) for i in range(20)) if "\n" in page.truth["text"])
+    first, rest = sample.truth["text"].split("\n", 1)
+    lines = 1 + len(rest.split("\n"))
+    assert scores.score(sample, f"{first}x\n{rest}")["lines"] == (lines - 1) / lines
+    assert scores.score(sample, rest)["lines"] == 0
+
+
 def test_every_page_has_text():
     assert all(pictures.draw("page", "heldout_fonts", i).truth["text"] for i in range(60))
 

@@ -55,6 +55,12 @@ def score_table(sample: Sample, text: str) -> dict[str, float]:
     return {"cells": sum(right) / len(right)}
 
 
+def score_page(sample: Sample, text: str) -> dict[str, float]:
+    """The share of `lines` that are exact and in their place."""
+    truth, said = (lines.split("\n") for lines in (sample.truth["text"], text))
+    return {"lines": sum(map(str.__eq__, truth, said)) / len(truth)}
+
+
 def score_scene(sample: Sample, text: str) -> dict[str, float]:
     """How many of the things are `found` in their place, how many are `missed`, how many others are `invented`."""
     truth, said = (
@@ -91,6 +97,7 @@ PARTICULAR = {
     "cover": score_cover,
     "chart": score_chart,
     "table": score_table,
+    "page": score_page,
     "scene": score_scene,
     "pair": score_pair,
     "short chart": score_short,
