@@ -325,7 +325,8 @@ def test_names_are_printed_smaller_than_titles():
 
 
 def test_a_wrong_line_of_a_page_leaves_the_others_right():
-    sample = next(page for page in (pictures.draw("page", "heldout", i) for i in range(20)) if "\n" in page.truth["text"])
+    pages = (pictures.draw("page", "heldout", i) for i in range(20))
+    sample = next(page for page in pages if "\n" in page.truth["text"])
     first, rest = sample.truth["text"].split("\n", 1)
     lines = 1 + len(rest.split("\n"))
     assert scores.score(sample, f"{first}x\n{rest}")["lines"] == (lines - 1) / lines
