@@ -16,6 +16,7 @@ try:
     from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
     from .batches import generate_many
     from .display import show_images
+    from .drawing import draw_text
     from .generation import Answer, generate, stream
     from .images import ImageLoadError, load_image
     from .loading import load_model_and_processor
@@ -34,6 +35,7 @@ __all__ = [
     "ImageLoadError",
     "ask_about_your_pictures",
     "doctor",
+    "draw_text",
     "format_prompt",
     "generate",
     "generate_many",

@@ -1,10 +1,11 @@
-"""A box in a notebook: upload pictures, ask about them, watch the answer, stop it."""
+"""A box in a notebook: upload or draw pictures, ask about them, watch the answer, stop it."""
 
 import base64
 import html
 import threading
 
 from .display import _encode, _facts, _side_by_side
+from .drawing import draw_text
 from .generation import stream
 from .images import load_image
 from .prompts import format_prompt
@@ -22,7 +23,7 @@ EXAMPLES = (
 
 
 def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 500):
-    """Return an ipywidgets box that asks the model about pictures from the reader's disk.
+    """Return an ipywidgets box that asks the model about pictures from the reader's disk, or about words it draws.
 
     The pictures go to the kernel and no further. The answer comes in pieces, then a line says what it cost.
     "Stop" ends it before its next piece. Jupyter sends an upload as one message of at most about 10 MB; read
@@ -64,6 +65,9 @@ class _Asker:
             accept=".png,.jpg,.jpeg,.webp", multiple=True, description="Upload pictures"
         )
         self.upload.layout.width, self.upload.layout.align_self = "auto", "flex-start"
+        self.words = text("Or write", "", 2, disabled=False)
+        self.words.placeholder = "WINTER LIGHT\nNadia Holm"
+        self.draw = ipywidgets.Button(description="Draw")
         self.preview = ipywidgets.HTML(description="Preview", layout={"display": "none"})  # an Image has no alt text
         self.facts = text("Pictures", "none yet", 1)
         self.examples = ipywidgets.Dropdown(options=EXAMPLES, description="Examples", layout=wide)
@@ -71,9 +75,10 @@ class _Asker:
         self.ask = ipywidgets.Button(description="Ask", button_style="primary")
         self.stop = ipywidgets.Button(description="Stop", disabled=True)
         self.text = text("Answer", "", 5, disabled=False)  # some browsers copy nothing out of a disabled one
-        self.status = text("Status", "Upload pictures (10 MB together at most), then ask.", 2)
+        self.status = text("Status", "Upload pictures (10 MB together at most) or draw one, then ask.", 2)
 
-        self.upload.observe(self._take_pictures, "value")
+        self.upload.observe(self._take_uploads, "value")
+        self.draw.on_click(self._take_drawing)
         self.examples.observe(lambda change: self.question.set_trait("value", change["new"]), "value")
         self.ask.on_click(self._start)
         self.stop.on_click(lambda _: self.stopping.set())
@@ -83,27 +88,38 @@ class _Asker:
                 return "Box to upload pictures and ask about them; run this cell to use it."
 
         buttons = ipywidgets.HBox([self.ask, self.stop])
-        inputs = [self.upload, self.preview, self.facts, self.examples, self.question]
+        inputs = [self.upload, self.words, self.draw, self.preview, self.facts, self.examples, self.question]
         self.box = Box([*inputs, buttons, self.text, self.status])
         self.box.asker = self
 
-    def _take_pictures(self, change) -> None:
-        """Show the uploaded pictures; if one cannot be used, say so and keep those from before."""
+    def _take_uploads(self, change) -> None:
+        if change["new"]:
+            self._take([(file["name"], file["content"]) for file in change["new"]])
+
+    def _take_drawing(self, _button) -> None:
+        if self.ask.disabled:
+            return  # an answer is being written about another picture
+        try:
+            self._take([("Drawn", draw_text(self.words.value))])
+            self.upload.value = ()  # so that the same file can be uploaded again
+        except ValueError as error:
+            self.status.value = _sentence(error)
+
+    def _take(self, sources: list) -> None:
+        """Show pictures, given as (name, what `load_image` takes); if one cannot be used, say so and keep the old."""
         pictures, facts = [], []
-        for file in change["new"]:
+        for name, source in sources:
             try:
-                picture = load_image(file["content"])
-                facts.append(f"{file['name']}: {_facts(picture, picture, self.processor)}")
+                picture = load_image(source)
+                facts.append(f"{name}: {_facts(picture, picture, self.processor)}")
             except ValueError as error:  # it cannot be read, or is too thin for tiles
-                self.status.value = f"{file['name']}: {_sentence(error)}"
+                self.status.value = f"{name}: {_sentence(error)}"
                 return
             pictures.append(picture)
-        if not pictures:
-            return
         preview = _side_by_side(pictures, PREVIEW[0])
         preview.thumbnail(PREVIEW)
         kind, data = _encode(preview)
-        alt = html.escape(", ".join(file["name"] for file in change["new"]))
+        alt = html.escape(", ".join(name for name, _ in sources))
         self.preview.value = f'<img alt="{alt}" src="data:{kind};base64,{base64.b64encode(data).decode()}">'
         self.preview.layout.display = ""
         self.facts.value, self.facts.rows = "\n".join(facts), len(facts)
@@ -114,7 +130,7 @@ class _Asker:
         if self.ask.disabled:
             return  # a second click on its way while the button was greyed out
         if not self.pictures:
-            self.status.value = "There is no picture yet: upload one first."
+            self.status.value = "There is no picture yet: upload or draw one first."
             return
         self.stopping.clear()
         self._set_working(True)
@@ -146,7 +162,7 @@ class _Asker:
             self._set_working(False)
 
     def _set_working(self, working: bool) -> None:
-        self.ask.disabled = self.upload.disabled = working
+        self.ask.disabled = self.upload.disabled = self.draw.disabled = working
         self.stop.disabled = not working
 
 

@@ -186,7 +186,7 @@ def test_your_own_picture(lab, open_notebook, page, shoot):
     ask, stop = (page.get_by_role("button", name=label, exact=True) for label in ("Ask", "Stop"))
     ask.scroll_into_view_if_needed()
     ask.click()
-    playwright.expect(status).to_have_value("There is no picture yet: upload one first.")
+    playwright.expect(status).to_have_value("There is no picture yet: upload or draw one first.")
 
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Upload pictures").click()
@@ -222,3 +222,10 @@ def test_your_own_picture(lab, open_notebook, page, shoot):
     assert whole.startswith(begun)
     assert problems(page) == []
     shoot("stopped")
+
+    page.get_by_label("Or write", exact=True).fill("WINTER LIGHT\nNadia Holm")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    playwright.expect(facts).to_have_value(re.compile("^Drawn: 600 x 400 pixels"))
+    playwright.expect(page.get_by_alt_text("Drawn", exact=True)).to_be_visible()
+    assert problems(page) == []
+    shoot("drawn")

@@ -227,8 +227,11 @@ def test_a_second_ask_is_refused(box, written):
     box.asker.ask.click()
     first = box.asker.thread
     assert (box.asker.ask.disabled, box.asker.upload.disabled, box.asker.stop.disabled) == (True, True, False)
+    box.asker.words.value = "Another picture"
+    box.asker.draw.click()
     box.asker.ask.click()
     assert box.asker.thread is first
+    assert box.asker.facts.value.startswith("red.png")
     written.release(3)
     finish(box)
     assert box.asker.text.value == "one two three"
@@ -281,7 +284,28 @@ def test_without_a_picture(tiny):
     upload(box)
     box.asker.ask.click()
     assert box.asker.thread is None
-    assert "upload one" in box.asker.status.value
+    assert "upload or draw one" in box.asker.status.value
+
+
+def test_drawn_words_are_asked_about_as_an_upload_is(tiny, box):
+    box.asker.words.value = "Open daily\n9 to 17"
+    box.asker.draw.click()
+    assert box.asker.facts.value.startswith("Drawn: 600 x 400 pixels, RGB")
+    assert tags(box.asker.preview.value)[0][1]["alt"] == "Drawn"
+    box.asker.ask.click()
+    finish(box)
+    picture = helpers.draw_text("Open daily\n9 to 17")
+    assert box.asker.answer == helpers.generate(*tiny, box.asker.question.value, picture, max_new_tokens=5)
+    upload(box, red=png())  # the same file as before the drawing
+    assert box.asker.facts.value.startswith("red.png")
+
+
+def test_no_words_and_too_many_keep_the_picture_from_before(box):
+    for words, problem in (("  ", "There are no words"), ("too long " * 50, "does not fit")):
+        box.asker.words.value = words
+        box.asker.draw.click()
+        assert problem in box.asker.status.value
+        assert box.asker.facts.value.startswith("red.png")
 
 
 def test_a_broken_upload_keeps_the_pictures_from_before(box):

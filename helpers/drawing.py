@@ -1,0 +1,30 @@
+"""A picture of a few words, for those who have none at hand."""
+
+from PIL import Image, ImageDraw, ImageFont
+
+LARGEST, SMALLEST = 90, 24  # font sizes in pixels; below, the bundled checkpoint reads little
+
+
+def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper="white") -> Image.Image:
+    """Return a picture with the lines of `text` in its middle, as large as they fit.
+
+    Args:
+        text: one line or several; Latin letters, digits and signs, as the font that Pillow brings along has no others.
+        size: width and height in pixels.
+        ink, paper: colours, as Pillow names them.
+
+    Raises:
+        ValueError: no text, or so much that it would be too small to read.
+    """
+    text = "\n".join(line.strip() for line in text.strip().splitlines())
+    if not text:
+        raise ValueError("There are no words to draw; write some first.")
+    picture = Image.new("RGB", size, paper)
+    pen = ImageDraw.Draw(picture)
+    for pixels in range(LARGEST, SMALLEST - 1, -2):
+        style = {"font": ImageFont.load_default(pixels), "spacing": 0.6 * pixels, "align": "center", "anchor": "mm"}
+        left, top, right, bottom = pen.multiline_textbbox((size[0] / 2, size[1] / 2), text, **style)
+        if right - left <= 0.9 * size[0] and bottom - top <= 0.9 * size[1]:
+            pen.multiline_text((size[0] / 2, size[1] / 2), text, ink, **style)
+            return picture
+    raise ValueError(f"The text does not fit at {SMALLEST} pixels a letter; write less, or shorter lines.")
