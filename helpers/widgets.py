@@ -124,7 +124,7 @@ class _Asker:
         self.preview.layout.display = ""
         self.facts.value, self.facts.rows = "\n".join(facts), len(facts)
         self.pictures = pictures
-        self.status.value = "Ready."
+        self.text.value, self.status.value = "", "Ready."  # what was said about another picture goes
 
     def _start(self, _button) -> None:
         if self.ask.disabled:

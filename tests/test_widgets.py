@@ -297,6 +297,7 @@ def test_drawn_words_are_asked_about_as_an_upload_is(tiny, box):
     picture = helpers.draw_text("Open daily\n9 to 17")
     assert box.asker.answer == helpers.generate(*tiny, box.asker.question.value, picture, max_new_tokens=5)
     upload(box, red=png())  # the same file as before the drawing
+    assert box.asker.text.value == ""
     assert box.asker.facts.value.startswith("red.png")
 
 
