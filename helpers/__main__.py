@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="*", metavar="PICTURE... QUESTION", help="paths or URLs, then the question")
     parser.add_argument("--checkpoint", help="folder or hub name (default: the bundled one)")
     parser.add_argument("--max-new-tokens", type=int, default=1000, help="cut the answer off there (default: 1000)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
 
     from . import doctor, import_error
 
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _answer(pictures: list[str], question: str, options: argparse.Namespace) -> None:
     from . import load_image, load_model_and_processor, stream
 
+    if hasattr(sys.stdout, "reconfigure"):  # not every stand-in has it
+        sys.stdout.reconfigure(errors="replace")  # a file on Windows may lack a letter of the answer
     images = [load_image(picture) for picture in pictures]  # a wrong path shows before the model loads
     model, processor = load_model_and_processor(options.checkpoint)
     pieces = stream(model, processor, question, images, max_new_tokens=options.max_new_tokens)

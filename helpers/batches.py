@@ -1,10 +1,13 @@
 """Many questions at once: what a GPU, and a little also a CPU, does faster than one after the other."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 
-from .generation import ONE_BY_ONE, Answer, advised, as_list, decode, whole_prompt
+from PIL import Image
+
+from .generation import ONE_BY_ONE, Answer, advised, as_list, decode, whole_number, whole_prompt
 from .images import load_image
 
 
@@ -39,13 +42,13 @@ def generate_many(
     """
     from tqdm import tqdm
 
-    if isinstance(prompts, str) or isinstance(images, str):
+    if isinstance(prompts, str) or isinstance(images, (str, os.PathLike, Image.Image)):
         raise ValueError("prompts and images are lists, one entry for each question; put a single one in brackets.")
     prompts, images = list(prompts), list(images)  # a column of a table counts by its labels
     if len(prompts) != len(images):
         raise ValueError(f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures.")
-    if batch_size < 1 or max_new_tokens < 1:
-        raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; pass at least 1 for both.")
+    whole_number("batch_size", batch_size)
+    whole_number("max_new_tokens", max_new_tokens)
     rows = [as_list(row) for row in images]
     texts = [whole_prompt(prompt, len(row)) for prompt, row in zip(prompts, rows)]
     rows = [[_readable(image, processor) for image in row] for row in rows]

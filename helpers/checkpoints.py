@@ -163,7 +163,7 @@ def _checked(folder: Path) -> Path:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except FileNotFoundError:
         raise CheckpointError(f"{folder} holds no config.json; pass the folder that does.") from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{folder / 'config.json'} is damaged; download it again.") from None
     if kind != "phi3_v":
         raise CheckpointError(f"{folder} holds a model of type {kind}, not phi3_v; pass another folder.")

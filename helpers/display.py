@@ -35,16 +35,16 @@ def show_images(images, captions: Sequence[str] | None = None, *, width: int = 6
         raise ValueError(f"{len(captions)} captions for {len(images)} pictures; pass one for each, or none.")
     pictures = [load_image(image) for image in images]
     captions = captions or [f"Picture {number}" for number in range(1, len(pictures) + 1)]
-    display(_Row(_side_by_side(pictures, width), alt=" | ".join(captions)))
+    display(_Row(side_by_side(pictures, width), alt=" | ".join(captions)))
     for source, picture, caption in zip(images, pictures, captions, strict=True):
-        print(f"{caption}: {_facts(source, picture, processor)}")
+        print(f"{caption}: {facts_of(source, picture, processor)}")
 
 
 class _Row:
     """What a notebook shows: the picture, and its alt text wherever no picture can be shown."""
 
     def __init__(self, picture: Image.Image, alt: str):
-        self.kind, self.data = _encode(picture)
+        self.kind, self.data = encode(picture)
         self.alt = alt
 
     def __repr__(self) -> str:
@@ -55,7 +55,7 @@ class _Row:
         return {self.kind: data}, {self.kind: {"alt": self.alt}}
 
 
-def _facts(source, picture: Image.Image, processor) -> str:
+def facts_of(source, picture: Image.Image, processor) -> str:
     mode = source.mode if isinstance(source, Image.Image) else picture.mode
     facts = f"{picture.width} x {picture.height} pixels, {mode}"
     if processor is not None:
@@ -67,7 +67,7 @@ def _facts(source, picture: Image.Image, processor) -> str:
     return facts
 
 
-def _side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
+def side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
     """One picture at most `width` wide, all parts of the same height and none enlarged."""
     height = min(picture.height for picture in pictures)
     room = width - GAP * (len(pictures) - 1)
@@ -85,7 +85,7 @@ def _side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
     return row
 
 
-def _encode(picture: Image.Image) -> tuple[str, bytes]:
+def encode(picture: Image.Image) -> tuple[str, bytes]:
     """MIME type and bytes: PNG where that is small (drawings), else JPEG, else JPEG of a smaller picture."""
     data = _save(picture, "PNG", optimize=True)
     if len(data) <= MAX_STORED_BYTES:

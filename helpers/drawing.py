@@ -9,16 +9,19 @@ def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper=
     """Return a picture with the lines of `text` in its middle, as large as they fit.
 
     Args:
-        text: one line or several; Latin letters, digits and signs, as the font that Pillow brings along has no others.
+        text: one line or several of plain letters, digits and signs: Pillow's own font has no others.
         size: width and height in pixels.
         ink, paper: colours, as Pillow names them.
 
     Raises:
-        ValueError: no text, or so much that it would be too small to read.
+        ValueError: no text, so much that it would be too small to read, or letters that the font lacks.
     """
     text = "\n".join(line.strip() for line in text.strip().splitlines())
     if not text:
         raise ValueError("There are no words to draw; write some first.")
+    if not text.isascii():
+        lacking = "".join(sorted({letter for letter in text if not letter.isascii()}))
+        raise ValueError(f"Pillow's own font has no {lacking}; write with plain letters, digits and signs.")
     picture = Image.new("RGB", size, paper)
     pen = ImageDraw.Draw(picture)
     for pixels in range(LARGEST, SMALLEST - 1, -2):

@@ -107,7 +107,9 @@ class _Transfer:
             if self._stopped:
                 self.stop()
             return sock
-        raise FetchError(f"cannot connect to {host}: {failure}")
+        raise FetchError(
+            f"cannot connect to {host} ({failure}); check the address, or save the picture and pass its path"
+        )
 
     def _session(self):
         import requests

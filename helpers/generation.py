@@ -127,12 +127,17 @@ def stream(
 
     Of several streams at once, only one decodes by the compiled step that `compile=True` gives.
     """
-    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; pass a whole number, at least 1.")
-    if not 0 <= temperature < math.inf:
+    whole_number("max_new_tokens", max_new_tokens)
+    if not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; pass 0 for the likeliest answer, or more.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))
+
+
+def whole_number(name: str, value) -> None:
+    """Refuses a setting that is not a whole number of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; pass a whole number, at least 1.")
 
 
 def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens") -> Iterator:

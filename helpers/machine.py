@@ -77,10 +77,11 @@ def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[s
     if needed <= free:
         return None
     form = "int8" if quantization else str(dtype).removeprefix("torch.")
-    smaller = [] if quantization else ['quantization="int8" (a quarter of float32)']
+    on_cpu = "" if device.type != "mps" else 'device="cpu", '
+    smaller = [] if quantization else [f'{on_cpu}quantization="int8" ({parameters / 1e9:.1f} GB)']
     if dtype.itemsize == 4:
-        smaller.append("dtype=torch.bfloat16" if quantization else "dtype=torch.bfloat16 (half of it)")
-    smaller.append('on CUDA quantization="int4" (an eighth)')
+        smaller.append("dtype=torch.bfloat16")
+    smaller.append(f'on CUDA quantization="int4" ({parameters / 2e9:.1f} GB)')
     return (
         f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
         f"close other programs, or pass {', or '.join(smaller)}",

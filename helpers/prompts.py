@@ -27,11 +27,13 @@ def format_prompt(
         raise ValueError("The question is empty; pass the text to ask, such as 'What is shown here?'.")
     if num_images < 0:
         raise ValueError(f"num_images is {num_images}; pass 0 for a question without pictures, or more.")
+    if not isinstance(system, (str, type(None))):
+        raise ValueError(f"system is {system!r}; pass a text.")
     prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""
     pictures = "".join(f"<|image_{i}|>\n" for i in range(1, num_images + 1))
     for turn in history:
-        if not isinstance(turn, (tuple, list)) or len(turn) != 2:
-            raise ValueError(f"history holds {turn!r}; pass pairs of a question and its answer.")
+        if not isinstance(turn, (tuple, list)) or [isinstance(text, str) for text in turn] != [True, True]:
+            raise ValueError(f"history holds {turn!r}; pass pairs of a question and its answer, both texts.")
         asked, answered = turn
         prompt += _turn(pictures + escape_control_tokens(asked))
         prompt += f"{escape_control_tokens(answered)}<|end|>\n"

@@ -4,9 +4,9 @@ import base64
 import html
 import threading
 
-from .display import _encode, _facts, _side_by_side
+from .display import encode, facts_of, side_by_side
 from .drawing import draw_text
-from .generation import stream
+from .generation import stream, whole_number
 from .images import load_image
 from .prompts import format_prompt
 
@@ -36,10 +36,9 @@ def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 500):
         max_new_tokens: an answer is cut off after so many tokens.
 
     Raises:
-        ValueError: max_new_tokens is below 1. What goes wrong later is one sentence in the box.
+        ValueError: max_new_tokens is no whole number of at least 1. What goes wrong later is one sentence in the box.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; pass at least 1.")
+    whole_number("max_new_tokens", max_new_tokens)
     return _Asker(model, processor, max_new_tokens).box
 
 
@@ -93,7 +92,7 @@ class _Asker:
         self.box.asker = self
 
     def _take_uploads(self, change) -> None:
-        if change["new"]:
+        if change["new"] and not self.ask.disabled:  # an answer may be being written about another picture
             self._take([(file["name"], file["content"]) for file in change["new"]])
 
     def _take_drawing(self, _button) -> None:
@@ -111,14 +110,14 @@ class _Asker:
         for name, source in sources:
             try:
                 picture = load_image(source)
-                facts.append(f"{name}: {_facts(picture, picture, self.processor)}")
+                facts.append(f"{name}: {facts_of(picture, picture, self.processor)}")
             except ValueError as error:  # it cannot be read, or is too thin for tiles
                 self.status.value = f"{name}: {_sentence(error)}"
                 return
             pictures.append(picture)
-        preview = _side_by_side(pictures, PREVIEW[0])
+        preview = side_by_side(pictures, PREVIEW[0])
         preview.thumbnail(PREVIEW)
-        kind, data = _encode(preview)
+        kind, data = encode(preview)
         alt = html.escape(", ".join(name for name, _ in sources))
         self.preview.value = f'<img alt="{alt}" src="data:{kind};base64,{base64.b64encode(data).decode()}">'
         self.preview.layout.display = ""

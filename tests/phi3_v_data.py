@@ -18,7 +18,7 @@ CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("*.json"))
 
 
 def load_json(name):
-    return json.loads((GOLDEN / name).read_text())
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
 
 def load_case(name):

@@ -86,10 +86,10 @@ def address(server, runtime: Path, log: Path) -> str:
     end = time.monotonic() + SECONDS
     while server.poll() is None and time.monotonic() < end:
         try:
-            return f"http://127.0.0.1:{json.loads(file.read_text())['port']}"
+            return f"http://127.0.0.1:{json.loads(file.read_text(encoding='utf-8'))['port']}"
         except (FileNotFoundError, ValueError):  # not there yet, or not all of it
             time.sleep(0.1)
-    raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
+    raise AssertionError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from phi3_v_data import write_sums
 
 import helpers
-from helpers import CheckpointError, checkpoints, load_model_and_processor
+from helpers import CheckpointError, checkpoints, load_model_and_processor, machine
 
 
 def test_environment_variable_names_the_checkpoint(folder, monkeypatch):
@@ -43,8 +43,9 @@ def test_folder_without_config(tmp_path):
 @pytest.mark.parametrize("local_files_only", [True, False])
 def test_official_weights_offline(local_files_only, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(machine, "available_memory", lambda device: 64_000_000_000)
     with pytest.raises(CheckpointError, match="not on this machine and the hub was not reached"):
-        load_model_and_processor(helpers.OFFICIAL, quantization="int8", local_files_only=local_files_only)
+        load_model_and_processor(helpers.OFFICIAL, device="cpu", quantization="int8", local_files_only=local_files_only)
 
 
 def test_half_downloaded_and_offline(monkeypatch):
@@ -76,7 +77,7 @@ def test_incomplete_folder(folder, missing):
     ],
 )
 def test_config_of_another_model(folder, change, message):
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | change))
     write_sums(folder)
     with pytest.raises(CheckpointError, match=message):
@@ -138,7 +139,7 @@ def test_no_code_and_no_pickle_from_a_folder(folder):
     (folder / "custom_generate" / "generate.py").write_text(code)
     (folder / "pytorch_model.bin").write_bytes(f"cbuiltins\nexec\n(S{code!r}\ntR.".encode())
     for name in ("preprocessor_config.json", "tokenizer_config.json"):
-        settings = json.loads((folder / name).read_text())
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
         auto = {
             "AutoProcessor": "processing_phi3_v.P",
             "AutoImageProcessor": "image_processing_phi3_v.P",

@@ -28,7 +28,9 @@ def test_colours_size_and_spaces_around():
     assert picture.tobytes() == draw_text("Hi", (300, 100), ink="red", paper="navy").tobytes()
 
 
-@pytest.mark.parametrize(("text", "problem"), [(" \n ", "no words"), ("word " * 40, "write less"), ("a\n" * 20, "fit")])
+@pytest.mark.parametrize(
+    ("text", "problem"), [(" \n ", "no words"), ("word " * 40, "write less"), ("a\n" * 20, "fit"), ("Åse", "no Å")]
+)
 def test_what_cannot_be_drawn(text, problem):
     with pytest.raises(ValueError, match=problem):
         draw_text(text)

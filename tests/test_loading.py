@@ -63,7 +63,7 @@ def test_quantization_needs_cuda(folder, device, quantization):
 
 
 def test_a_flash_attention_config_loads_without_flash_attn(folder):
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"_attn_implementation": "flash_attention_2"}))
     write_sums(folder)
     assert load_model_and_processor(folder, device="cpu")[0].config._attn_implementation == "sdpa"

@@ -75,7 +75,9 @@ def test_damaged_pictures(rounds):
     loaded = 0
     for i in range(rounds(1_200, 100_000)):
         with contextlib.suppress(ImageLoadError):
-            loaded += load_image(mutated(rng, files[i % len(files)]), max_pixels=1_000_000).mode == "RGB"
+            picture = load_image(mutated(rng, files[i % len(files)]), max_pixels=1_000_000)
+            assert picture.mode == "RGB"
+            loaded += 1
     assert loaded > 0
 
 
@@ -202,7 +204,7 @@ class Canary:
 def poison_auto_map(folder, code, canary):
     for name in ("config.json", "processor_config.json", "tokenizer_config.json", "preprocessor_config.json"):
         file = folder / name
-        settings = json.loads(file.read_text()) if file.exists() else {}
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         classes = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoModel", "AutoProcessor"), "evil.Evil")
         classes |= {"AutoImageProcessor": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
         file.write_text(json.dumps(settings | {"auto_map": classes}))
@@ -215,7 +217,7 @@ def poison_generate(folder, code, canary):
 
 
 def poison_kernel(folder, code, canary):
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"_attn_implementation": "someone/kernel:evil"}))
 
 
@@ -251,7 +253,7 @@ def poison_template(folder, code, canary):
 
 
 def poison_type(folder, code, canary):
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
 
 
@@ -260,7 +262,7 @@ def poison_nesting(folder, code, canary):
 
 
 def poison_sizes(folder, code, canary):
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
 
 
@@ -421,15 +423,22 @@ def test_interrupts_at_random_moments(tiny, rounds):
     usual, threads = time.perf_counter() - start, threading.active_count()
     rng = random.Random(0)
     for _ in range(rounds(6, 30)):
-        timer = threading.Timer(rng.uniform(0, usual), os.kill, (os.getpid(), signal.SIGINT))
+        sent = threading.Event()
+
+        def interrupt(sent=sent):
+            sent.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        timer, stopped = threading.Timer(rng.uniform(0, usual / 2), interrupt), False
         try:
             timer.start()
             generate(*tiny, question, picture, max_new_tokens=40)
             timer.cancel()
             timer.join()
         except KeyboardInterrupt:
-            pass
+            stopped = True
         timer.join()
+        assert stopped or not sent.is_set()
         assert generate(*tiny, question, picture, max_new_tokens=40) == expected
     assert threading.active_count() == threads
 
@@ -474,7 +483,8 @@ loaded = helpers.load_model_and_processor()
 print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image({str(pocket.parent.parent)!r}
       + "/notebooks/images/book_cover.png")))
 print(helpers.doctor())
-try: helpers.load_model_and_processor(helpers.OFFICIAL, quantization="int8")
+helpers.machine.available_memory = lambda device: 64_000_000_000
+try: helpers.load_model_and_processor(helpers.OFFICIAL, device="cpu", quantization="int8")
 except helpers.CheckpointError as error: print(error)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -548,8 +558,9 @@ def test_a_download_that_fails(monkeypatch, case):
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr(helpers.machine, "available_memory", lambda device: 64_000_000_000)
     with pytest.raises(CheckpointError, match=message):
-        helpers.load_model_and_processor(helpers.OFFICIAL, quantization="int8")
+        helpers.load_model_and_processor(helpers.OFFICIAL, device="cpu", quantization="int8")
 
 
 def test_half_a_download(golden_checkpoint, tmp_path, monkeypatch):

@@ -28,7 +28,8 @@ def normal(name: str) -> str:
 @pytest.fixture(scope="module")
 def pins() -> dict[str, str]:
     """Package name to version of every line in requirements.txt."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
     lines = [line for line in lines if line and line != "-e ."]
     found = {}
     for line in lines:
@@ -59,7 +60,7 @@ def test_the_lock_holds_the_same_versions_with_hashes(pins):
 
 
 def test_the_helpers_are_installed_too():
-    assert "-e ." in (ROOT / "requirements.txt").read_text().splitlines()
+    assert "-e ." in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("package", FLOORS)
@@ -93,7 +94,7 @@ def test_conda_environment_has_the_same_versions(pins):
 
 def test_flash_attn_is_only_mentioned(pins):
     assert "flash-attn" not in pins
-    assert "flash-attn" in (ROOT / "requirements.txt").read_text()
+    assert "flash-attn" in (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
 
 def test_every_import_of_the_helpers_is_declared(project):
@@ -118,7 +119,7 @@ def test_workflows_test_the_oldest_and_the_newest(pins):
 
 
 def test_ci_runs_what_the_readme_says():
-    script = (ROOT / ".ci/run").read_text()
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "pip install" in script
     assert "-r requirements.txt" in script
     assert script.rstrip().endswith("\npytest")

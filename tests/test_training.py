@@ -590,7 +590,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
     run.report(score=0.5)
-    assert json.loads((tmp_path / "log.jsonl").read_text())["score"] == 0.5
+    assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))["score"] == 0.5
 
 
 def number_of(split: str, index: int) -> int:
@@ -642,7 +642,7 @@ def test_export_can_be_loaded_and_stage_1_fits_the_tower(tmp_path):
     train.export(model, processor, tmp_path)
     loaded, _ = load_model_and_processor(tmp_path)
     assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), loaded.parameters()))
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "phi3_v"
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["model_type"] == "phi3_v"
 
 
 def test_logs_are_plotted(tmp_path, monkeypatch):

@@ -22,8 +22,9 @@ from helpers import generate_many, load_model_and_processor
 from .pictures import KINDS, chart, draw, scene, table
 from .pictures.sample import Sample
 from .scores import COUNTS, score
-from .train import MIX
 
+#: The kinds that can be scored: `notes` have no picture to read what they are told.
+SCORED = [kind for kind in KINDS if kind != "notes"]
 #: What `--short` can ask about a picture whose truth is known.
 SMALL_QUESTIONS = {
     "chart": lambda rng, truth: chart.small_questions(rng, chart.Chart(**truth)),
@@ -57,9 +58,7 @@ def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="pictures a kind and split")
-    parser.add_argument(
-        "--kinds", nargs="+", default=sorted(set(MIX)), choices=KINDS, help="by default all that `train` mixes"
-    )
+    parser.add_argument("--kinds", nargs="+", default=SCORED, choices=SCORED, help="by default all that have pictures")
     parser.add_argument("--short", action="store_true", help="one short question on each chart, table or scene instead")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
     parser.add_argument("--quantization", help="int8, say: what is lost by it?")

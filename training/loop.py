@@ -4,6 +4,7 @@ One process uses one GPU or, with one thread each, one CPU core: `torchrun --npr
 trains on two cores.
 """
 
+import itertools
 import json
 import math
 import os
@@ -75,19 +76,8 @@ class _Drawn(Dataset):
     def __init__(self, picture, first: int):
         self.picture, self.first = picture, first
 
-    def __len__(self):
-        return 2**40
-
     def __getitem__(self, index):
         return self.picture("train", self.first + index * WORLD + RANK)
-
-
-class _InOrder(torch.utils.data.Sampler):
-    def __iter__(self):
-        i = 0
-        while True:
-            yield i
-            i += 1
 
 
 def _one_thread(worker: int):
@@ -100,7 +90,7 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
     return DataLoader(
         _Drawn(picture, first // step * step),  # a run may go on with other batches
         batch,
-        sampler=_InOrder(),
+        sampler=itertools.count(),
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,

@@ -1,8 +1,8 @@
 """Stage 2, speak: projector and decoder learn to answer, first in front of the frozen tower, then all together.
 
-    python -m training.train --pictures 60000
+    python -m training.train --pictures 60000 --vision runs/vision/state.pt
 
-Ends with the checkpoint in the official layout in `--checkpoint`. Run stage 1 first.
+Ends with the checkpoint in the official layout in `--checkpoint`. The tower comes from stage 1 (`pretrain_vision.py`).
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.checkpoints import POCKET, READ, SUMS
+from helpers.checkpoints import READ, SUMS
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 from helpers.prompts import format_prompt
 
@@ -210,7 +210,7 @@ def main():
         help="checkpoint to begin with, as large or smaller, but for the tower if --vision is given",
     )
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
-    parser.add_argument("--checkpoint", type=Path, default=POCKET, help="where the result goes")
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/checkpoint"), help="where the result goes")
     args = parser.parse_args()
 
     device = start()
