@@ -12,10 +12,11 @@ from .prompts import format_prompt
 
 PREVIEW = (480, 240)  # at most so many pixels wide and high
 QUESTION = "Help me get the title and author information of this book?"
+TEXT_QUESTION = "What does the text say?"
 EXAMPLES = (
     QUESTION,
     "Describe this picture.",
-    "What does the text say?",
+    TEXT_QUESTION,
     "What does this chart show?",
     "Convert this table to Markdown.",
     "What is difference in this two images?",
@@ -65,7 +66,7 @@ class _Asker:
         )
         self.upload.layout.width, self.upload.layout.align_self = "auto", "flex-start"
         self.words = text("Or write", "", 2, disabled=False)
-        self.words.placeholder = "WINTER LIGHT\nNadia Holm"
+        self.words.placeholder = "Open daily\n9 to 17"
         self.draw = ipywidgets.Button(description="Draw")
         self.preview = ipywidgets.HTML(description="Preview", layout={"display": "none"})  # an Image has no alt text
         self.facts = text("Pictures", "none yet", 1)
@@ -101,6 +102,7 @@ class _Asker:
         try:
             self._take([("Drawn", draw_text(self.words.value))])
             self.upload.value = ()  # so that the same file can be uploaded again
+            self.examples.value = TEXT_QUESTION
         except ValueError as error:
             self.status.value = _sentence(error)
 

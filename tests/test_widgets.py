@@ -292,6 +292,7 @@ def test_drawn_words_are_asked_about_as_an_upload_is(tiny, box):
     box.asker.draw.click()
     assert box.asker.facts.value.startswith("Drawn: 600 x 400 pixels, RGB")
     assert tags(box.asker.preview.value)[0][1]["alt"] == "Drawn"
+    assert box.asker.question.value == "What does the text say?"
     box.asker.ask.click()
     finish(box)
     picture = helpers.draw_text("Open daily\n9 to 17")

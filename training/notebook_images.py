@@ -113,7 +113,7 @@ PICTURES = {
         vars(REVENUE)),
     "sunshine_chart.png": (lambda: bars(20, SUNSHINE), "Line chart: Sunshine in hours, February to June",
         vars(SUNSHINE)),
-    "price_table.png": (lambda: table.paint(random.Random(27), "train", PRICES)[0], "Table: prices of four fruits",
+    "price_table.png": (lambda: table.paint(random.Random(15), "train", PRICES)[0], "Table: prices of four fruits",
         {"cells": PRICES}),
     "shapes.png": (lambda: shapes(SHAPES), "Five coloured shapes", {"description": scene.description(SHAPES)}),
     "shapes_second.png": (lambda: shapes(SECOND), "The same five shapes, one in another colour",
