@@ -42,7 +42,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
-        if len(rows) <= FEW and way_of_this_cpu() != (by_pytorch, 127):
+        if len(rows) <= FEW and kernel_of_this_cpu() != (by_pytorch, 127):
             ones = torch.ones(self.out_features, dtype=torch.bfloat16)
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones).float() * self.weight_scale
         else:
@@ -57,7 +57,7 @@ class Int8Linear(nn.Module):
         """The product with the rows as 8 bits hold them, and what these leave of the rows."""
         scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
         whole = (rows / scale).round_()
-        multiply, _ = way_of_this_cpu()
+        multiply, _ = kernel_of_this_cpu()
         y = multiply(whole, self.weight)
         return y.mul_(self.weight_scale).mul_(scale), rows - whole.mul_(scale)
 
@@ -67,7 +67,7 @@ class Int8Linear(nn.Module):
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight (out, in) as int8, and its scales, float32 (out,)."""
-    weight, (_, largest) = weight.float(), way_of_this_cpu()
+    weight, (_, largest) = weight.float(), kernel_of_this_cpu()
     scale = weight.abs().amax(1).clamp_min(1e-30) / largest
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
@@ -96,16 +96,16 @@ def by_float(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def way_of_this_cpu():
+def kernel_of_this_cpu():
     """The fastest of these that this CPU gets right, and the largest weight for it, 127 or 63. It is tried out:
     without VNNI 16-bit sums of two products overflow above 63."""
     fast = by_pytorch if torch.cpu.get_capabilities().get("avx512_vnni") else by_onednn
     rows = torch.full((8, 64), 127.0)
-    for way, largest in ((fast, 127), (fast, 63), (by_float, 127)):
+    for kernel, largest in ((fast, 127), (fast, 63), (by_float, 127)):
         weight = torch.full((16, 64), largest, dtype=torch.int8)
         with contextlib.suppress(RuntimeError, AttributeError, TypeError):  # oneDNN is not in every build
-            if all((way(sign * rows, weight) == sign * 64 * 127 * largest).all() for sign in (1, -1)):
-                return way, largest
+            if all((kernel(sign * rows, weight) == sign * 64 * 127 * largest).all() for sign in (1, -1)):
+                return kernel, largest
     raise RuntimeError('This CPU gets int8 products wrong; leave quantization="int8" out.')
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import FEW, Int8Linear, by_float, by_onednn, by_pytorch, quantize, way_of_this_cpu
+from helpers.int8 import FEW, Int8Linear, by_float, by_onednn, by_pytorch, quantize, kernel_of_this_cpu
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
 QUESTION = "Help me get the title and author information of this book?"
@@ -70,12 +70,12 @@ def test_rows_do_not_depend_on_each_other(layers):
     torch.testing.assert_close(layer(x), halves)
 
 
-@pytest.mark.parametrize("way", [(by_pytorch, 63), (by_onednn, 63), (by_float, 127)])
+@pytest.mark.parametrize("kernel", [(by_pytorch, 63), (by_onednn, 63), (by_float, 127)])
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, 100])
-def test_the_ways_of_other_cpus(layers, monkeypatch, way, rows):
-    if way[0] is by_onednn and platform.machine() not in ("x86_64", "AMD64"):
+def test_the_kernels_of_other_cpus(layers, monkeypatch, kernel, rows):
+    if kernel[0] is by_onednn and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("oneDNN is for x86")
-    monkeypatch.setattr("helpers.int8.way_of_this_cpu", lambda: way)
+    monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: kernel)
     linear, _ = layers
     assert errors((linear, int8_of(linear)), torch.randn(rows, 768)).max() < 0.025
 
@@ -83,7 +83,7 @@ def test_the_ways_of_other_cpus(layers, monkeypatch, way, rows):
 def test_no_plain_loop():
     """PyTorch's own product is one without AVX512-VNNI, many times as slow as float32."""
     if not torch.cpu.get_capabilities().get("avx512_vnni"):
-        assert way_of_this_cpu()[0] is not by_pytorch
+        assert kernel_of_this_cpu()[0] is not by_pytorch
 
 
 def test_zeros_shapes_and_dtypes(layers):
@@ -97,7 +97,7 @@ def test_zeros_shapes_and_dtypes(layers):
 def test_weights_use_all_that_the_cpu_gets_right():
     values, _ = quantize(torch.randn(32, 64))
     assert values.dtype == torch.int8
-    assert values.abs().amax(1).tolist() == [way_of_this_cpu()[1]] * 32
+    assert values.abs().amax(1).tolist() == [kernel_of_this_cpu()[1]] * 32
 
 
 @pytest.fixture(scope="module")
