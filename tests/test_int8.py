@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import FEW, Int8Linear, by_float, by_onednn, by_pytorch, quantize, kernel_of_this_cpu
+from helpers.int8 import FEW, Int8Linear, by_float, by_onednn, by_pytorch, kernel_of_this_cpu, quantize
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
 QUESTION = "Help me get the title and author information of this book?"

@@ -120,10 +120,36 @@ def test_return_sequences(model, processor):
     assert torch.equal(outputs[2], outputs[3])
 
 
-def test_prompt_lookup(model, processor):
-    """Several tokens a step; the switch may lie between them."""
-    inputs = processor(SHORT + " b" * 8, images(0))
-    assert generate(model, inputs, prompt_lookup_num_tokens=3)[0].tolist() == greedy(model, inputs)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("words", [0, 8, 15])
+def test_candidates_change_nothing(processor, seed, words):
+    """Several tokens a step, looked up in the prompt or by another model; the switch may lie between them."""
+    model, draft = tiny_model(seed=seed), tiny_model(seed=99)
+    inputs = processor(SHORT + " b" * words, [noise_image(90 + 30 * seed, 90, seed)])
+    expected = greedy(model, inputs)
+    assert generate(model, inputs, prompt_lookup_num_tokens=4)[0].tolist() == expected
+    assert generate(model, inputs, assistant_model=draft)[0].tolist() == expected
+
+
+def test_sampling_never_draws_an_image_token(model, processor):
+    """Not even where it is the only one that top-k leaves."""
+    image_token = torch.tensor([model.config.image_token_id])
+    hook = model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, image_token, 1e4))
+    inputs = processor(SHORT, images(0))
+    try:
+        new = model.generate(**inputs, max_new_tokens=4, do_sample=True, top_k=1)[0, inputs["input_ids"].shape[1] :]
+    finally:
+        hook.remove()
+    assert model.config.image_token_id not in new
+
+
+def test_generate_while_training(processor):
+    """Gradient checkpointing leaves no cache: each step takes the whole input."""
+    model = tiny_model()
+    inputs = processor(SHORT, images(0))
+    expected = greedy(model, inputs)
+    model.train().gradient_checkpointing_enable()
+    assert generate(model, inputs)[0].tolist() == expected
 
 
 def test_inputs_embeds(model, processor):

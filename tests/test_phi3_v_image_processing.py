@@ -154,8 +154,8 @@ def test_files(tmp_path):
 def test_errors():
     with pytest.raises(ValueError, match="empty"):
         Phi3VImageProcessor()([])
-    for num_crops in (0, -3):
-        with pytest.raises(ValueError, match="num_crops must be at least 1"):
+    for num_crops in (0, -3, 2.5):
+        with pytest.raises(ValueError, match="num_crops must be a whole number of at least 1"):
             Phi3VImageProcessor()(noise_image(5, 5), num_crops=num_crops)
 
 
@@ -180,3 +180,8 @@ def test_num_crops_for_one_call():
     outputs = image_processor([golden_image("square_224x224.png")] * 2, num_crops=1)
     assert outputs["pixel_values"].shape == (2, 2, 3, 336, 336)
     assert isinstance(image_processor(noise_image(9, 9), return_tensors="np")["pixel_values"], np.ndarray)
+
+
+def test_empty_picture():
+    with pytest.raises(ValueError, match="5 x 0 pixels is empty"):
+        Phi3VImageProcessor()(np.zeros((0, 5, 3), np.uint8))

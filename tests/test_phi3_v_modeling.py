@@ -13,7 +13,15 @@ from phi3_v_data import (
     tiny_processor,
 )
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    CLIPVisionModel,
+    GenerationConfig,
+    Phi3ForCausalLM,
+)
 
 from helpers.phi3_v import Phi3VForCausalLM, Phi3VModel
 
@@ -30,7 +38,7 @@ def inputs():
     return tiny_processor()(PROMPT, noise_image(150, 100))
 
 
-@pytest.mark.parametrize("auto_class", [AutoModelForCausalLM, AutoModelForImageTextToText])
+@pytest.mark.parametrize("auto_class", [AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM])
 @pytest.mark.parametrize("trust_remote_code", [None, True, False])
 def test_auto_classes(auto_class, trust_remote_code):
     model = auto_class.from_pretrained(CHECKPOINT, trust_remote_code=trust_remote_code)
@@ -344,3 +352,30 @@ def test_large_picture_in_the_golden_model():
         model(**tiny_processor()(PROMPT, golden_image("square_224x224.png")))
     with pytest.raises(ValueError, match="do not"):
         tiny_model()(**golden_processor(1)(PROMPT, golden_image("square_224x224.png")))
+
+
+def test_a_generation_config_of_the_caller_stays_as_it_is(model):
+    config = GenerationConfig(eos_token_id=2)
+    changed = copy.deepcopy(model)
+    changed.generation_config = config
+    assert config.eos_token_id == 2
+    assert changed.generation_config.eos_token_id == model.config.stop_token_ids
+
+
+def test_text_alone_is_one_graph(model):
+    inputs = tiny_processor()("a b c")
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+def test_plans_of_parallel_runs():
+    assert Phi3VForCausalLM._tp_plan == Phi3ForCausalLM._tp_plan
+    assert Phi3VForCausalLM._pp_plan == Phi3ForCausalLM._pp_plan
+
+
+def test_sizes_that_are_no_whole_tiles(model):
+    inputs = tiny_processor(num_crops=1)("<|image_1|>", noise_image(90, 90))
+    inputs["image_sizes"] += 8
+    with pytest.raises(ValueError, match="do not fit"):
+        model(**inputs)

@@ -212,7 +212,7 @@ def test_text_options():
 def test_unknown_settings(group):
     """Otherwise a slip of the pen would answer with 16 tiles where 4 were meant."""
     processor, image = tiny_processor(), noise_image(20, 20)
-    for unknown in ({"num_crop": 4}, {"image_size": 56}, {"num_img_tokens": 4}, {"padding_side": "right"}):
+    for unknown in ({"num_crop": 4}, {"image_size": 56}, {"num_img_tokens": 4}, {"padding_sides": "right"}):
         for prompt, images in (("<|image_1|>", image), ("hi", None)):
             with pytest.raises(TypeError, match=rf"{next(iter(unknown))}\. Known are padding, .* num_crops"):
                 processor(prompt, images, **({group: unknown} if group else unknown))
@@ -305,7 +305,7 @@ def test_chat_template_with_settings():
 
 
 def test_an_empty_conversation():
-    with pytest.raises(ValueError, match="conversation is empty"):
+    with pytest.raises(ValueError, match="pass at least one"):
         tiny_processor().apply_chat_template([])
 
 
@@ -400,3 +400,42 @@ def test_max_length_alone_cuts_nothing():
     processor = tiny_processor()
     prompt = "a b c d e f g h"
     assert torch.equal(processor(prompt, max_length=3)["input_ids"], processor(prompt)["input_ids"])
+
+
+def test_as_trainers_call_it():
+    """Padded on the right, to a multiple, and with a limit that cuts nothing; a limit that would is refused."""
+    processor, image = tiny_processor(num_crops=1), noise_image(90, 90)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]
+    chats = [[{"role": "user", "content": content}], [{"role": "user", "content": "Hi"}]]
+    settings = {"padding": True, "padding_side": "right", "pad_to_multiple_of": 16, "truncation": True}
+    settings |= {"max_length": 1024, "add_special_tokens": False}
+    arguments = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chats, **arguments, processor_kwargs=settings)
+    assert inputs["input_ids"].shape[1] % 16 == 0
+    assert inputs["attention_mask"][1].tolist() == sorted(inputs["attention_mask"][1].tolist(), reverse=True)
+    with pytest.raises(ValueError, match=r"cannot be truncated from \d+ tokens to 20"):
+        processor("<|image_1|> a", image, truncation=True, max_length=20)
+
+
+def test_rows_without_pictures_may_be_none_or_bare():
+    processor, image = tiny_processor(num_crops=1), noise_image(90, 90)
+    prompts = ["<|image_1|>a", "b", "<|image_1|>c"]
+    inputs = processor(prompts, [[image], None, image])
+    expected = processor(prompts, [[image], [], [image]])
+    assert inputs["input_ids"].equal(expected["input_ids"])
+    with pytest.raises(ValueError, match="at least one"):
+        processor([])
+
+
+def test_a_tag_in_a_message_says_what_to_do():
+    processor = tiny_processor()
+    text = processor.apply_chat_template([{"role": "user", "content": "<|image_1|> What?"}], add_generation_prompt=True)
+    with pytest.raises(ValueError, match="is plain text: add a part"):
+        processor(text, noise_image(20, 20))
+
+
+def test_other_keys_reach_a_template_of_ones_own():
+    message = {"role": "user", "content": "Hi", "name": "Bob"}
+    assert tiny_processor().apply_chat_template([message], chat_template="{{ messages[0].name }}") == "Bob"
+    with pytest.raises(ValueError, match="list of messages"):
+        tiny_processor().apply_chat_template(message)

@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -27,9 +28,11 @@ AutoProcessor.register(Phi3VConfig, Phi3VProcessor, exist_ok=True)
 AutoModel.register(Phi3VConfig, Phi3VModel, exist_ok=True)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM, exist_ok=True)
 AutoModelForImageTextToText.register(Phi3VConfig, Phi3VForCausalLM, exist_ok=True)
+AutoModelForMultimodalLM.register(Phi3VConfig, Phi3VForCausalLM, exist_ok=True)
 # `pipeline` looks for a video processor too, and would ask to run the checkpoint's code in search of one.
 AutoVideoProcessor.register(Phi3VConfig, Phi3VImageProcessor, exist_ok=True)
-# Some releases hide this class where torchvision is missing, although nothing in it needs torchvision.
+# transformers 5.17 hides this class where torchvision is missing, although nothing in it needs torchvision; the module
+# there is not the one that `import transformers` first gave.
 sys.modules["transformers"].AutoImageProcessor = AutoImageProcessor
 
 __all__ = ["Phi3VConfig", "Phi3VForCausalLM", "Phi3VImageProcessor", "Phi3VModel", "Phi3VProcessor"]

@@ -51,11 +51,13 @@ class Phi3VImageProcessor(BaseImageProcessor):
         The long side takes the largest number s of tiles with s * ceil(s / ratio) <= num_crops, for the ratio
         long / short side; the short side keeps the ratio, rounded down (`HD_transform` of the original code).
 
-        Raises `ValueError` if `num_crops` is below 1 or the picture so thin that its short side vanishes.
+        Raises `ValueError` if `num_crops` is below 1 or the picture empty or so thin that its short side vanishes.
         """
         num_crops = self.num_crops if num_crops is None else num_crops
-        if num_crops < 1:
-            raise ValueError(f"num_crops must be at least 1, got {num_crops}.")
+        if not isinstance(num_crops, int) or num_crops < 1:
+            raise ValueError(f"num_crops must be a whole number of at least 1, got {num_crops}.")
+        if min(width, height) < 1:
+            raise ValueError(f"A picture of {width} x {height} pixels is empty.")
         ratio = max(width, height) / min(width, height)
         scale = 1
         while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
@@ -91,7 +93,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         images = [*images] if isinstance(images, (list, tuple)) else [images]
         if not images:
             raise ValueError("The list of images is empty.")
-        pixel_values = torch.zeros(len(images), max(num_crops, 0) + 1, 3, self.image_size, self.image_size)
+        pixel_values = torch.zeros(len(images), max(int(num_crops), 0) + 1, 3, self.image_size, self.image_size)
         image_sizes = torch.tensor([self._cut(*pair, num_crops) for pair in zip(images, pixel_values)])
         return BatchFeature({"pixel_values": pixel_values, "image_sizes": image_sizes}, return_tensors)
 

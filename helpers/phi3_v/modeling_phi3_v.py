@@ -1,15 +1,17 @@
 """Phi-3-Vision: a CLIP vision tower and a projection in front of the Phi-3 decoder."""
 
+import copy
+
 import torch
 from torch import nn
-from transformers import CLIPVisionModel, GenerationConfig, GenerationMixin, Phi3Model
+from transformers import CLIPVisionModel, GenerationConfig, GenerationMixin, Phi3ForCausalLM, Phi3Model
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3PreTrainedModel, Phi3RotaryEmbedding
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 
 from .configuration_phi3_v import Phi3VConfig
 
@@ -41,7 +43,7 @@ class Phi3VRotaryEmbedding(nn.Module):
         if self.config.rope_parameters["rope_type"] == "default":
             inv_freq, scaling = Phi3RotaryEmbedding.compute_default_rope_parameters(self.config, device)
             return torch.stack([inv_freq, inv_freq]), scaling
-        compute = ROPE_INIT_FUNCTIONS[self.config.rope_parameters["rope_type"]]
+        compute = ROPE_INIT_FUNCTIONS["longrope"]
         short, scaling = compute(self.config, device, seq_len=self.short_context)
         long, _ = compute(self.config, device, seq_len=self.short_context + 1)
         return torch.stack([short, long]), scaling
@@ -114,7 +116,8 @@ class Phi3VImageEmbedding(nn.Module):
         sizes = [] if image_sizes is None else image_sizes.tolist()
         grids = [(height // self.tile_size, width // self.tile_size) for height, width in sizes]
         max_tiles = pixel_values.shape[1] - 1 if pixel_values.dim() == 5 else 0
-        if len(grids) != len(pixel_values) or not all(0 < h * w <= max_tiles for h, w in grids):
+        whole = all(side % self.tile_size == 0 for size in sizes for side in size)
+        if not whole or len(grids) != len(pixel_values) or not all(0 < h * w <= max_tiles for h, w in grids):
             raise ValueError(
                 "`image_sizes` do not fit `pixel_values` (pictures, num_crops + 1, 3, height, width): got sizes "
                 f"{sizes} in pixels, tiles of {self.tile_size} pixels, and {tuple(pixel_values.shape)}."
@@ -194,8 +197,8 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         tokens do not match.
         """
         is_image = input_ids == self.config.image_token_id
-        if pixel_values is None:
-            if is_image.any():
+        if pixel_values is None or len(pixel_values) == 0:
+            if not is_torchdynamo_compiling() and is_image.any():
                 raise ValueError(f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values.")
             return inputs_embeds
         self.locate_pictures(input_ids, pixel_values, image_sizes)
@@ -229,6 +232,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     """Phi-3-Vision with its language modeling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan, _pp_plan = Phi3ForCausalLM._tp_plan, Phi3ForCausalLM._pp_plan
 
     def __init__(self, config: Phi3VConfig):
         super().__init__(config)
@@ -244,6 +248,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     def generation_config(self, generation_config: GenerationConfig):
         # The official files stop at `</s>` alone, but the model ends its answers with `<|end|>`.
         if generation_config.eos_token_id in (None, 2, [2]):
+            generation_config = copy.copy(generation_config)  # it belongs to the caller
             generation_config.eos_token_id = self.config.stop_token_ids
         self._generation_config = generation_config
 
@@ -267,6 +272,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         the pictures of all rows in reading order. labels (batch, length) give `.loss`, the mean over labels
         other than -100. logits_to_keep is how many last positions get logits (0 for all), or a tensor of
         positions.
+
+        A cache (`past_key_values`) holds for one side of `original_max_position_embeddings`: where a row passes it,
+        [`generate`] rebuilds the cache, and who calls `forward` step by step has to begin again with all input_ids.
 
         Raises `ValueError` if pictures and image tokens do not match.
         """
@@ -299,7 +307,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         limit, is_first = self.model.rotary_emb.short_context, kwargs.get("is_first_iteration")
         cached = past_key_values is not None and not past_key_values.is_compileable
         if cached and not is_first and past_key_values.get_seq_length() == 0:
-            kwargs["is_first_iteration"] = is_first = True  # a draft model's first step, which needs the pictures
+            # A draft model's first step, or one without a cache after all: it needs the whole input.
+            kwargs.update(is_first_iteration=True, next_sequence_length=None)
+            is_first = True
         past = past_key_values.get_seq_length() if past_key_values is not None and (is_first or total > limit) else 0
         if past and ((position_ids[:, past - 1] < limit) & (position_ids[:, -1] >= limit)).any():
             if inputs_embeds is not None:
@@ -320,8 +330,27 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     def _get_logits_processor(self, *args, **kwargs):
         # Whatever a user suppresses: an image token in an answer would stand for a picture that does not exist.
         processors = super()._get_logits_processor(*args, **kwargs)
-        processors.append(SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device))
+        # First, so that top-k and top-p choose among the others.
+        processors.insert(0, SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device))
         return processors
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        # Candidates on both sides of the short context would be verified with the factors of the far side.
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        limit, get_candidates = self.model.rotary_emb.short_context, generator.get_candidates
+
+        def get_capped_candidates(input_ids, *args, **kwargs):
+            candidate_ids, logits = get_candidates(input_ids, *args, **kwargs)
+            length = input_ids.shape[1]
+            if length <= limit < candidate_ids.shape[1]:
+                candidate_ids, logits = (
+                    candidate_ids[:, :limit],
+                    None if logits is None else logits[:, : limit - length],
+                )
+            return candidate_ids, logits
+
+        generator.get_candidates = get_capped_candidates
+        return generator
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         if generation_config.prefill_chunk_size is not None:

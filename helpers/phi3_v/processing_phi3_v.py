@@ -9,6 +9,7 @@ from transformers.processing_utils import ProcessorMixin
 
 ROLES = ("system", "user", "assistant")
 SETTINGS = ("padding", "truncation", "max_length", "return_tensors", "add_special_tokens", "num_crops")
+SETTINGS += ("padding_side", "pad_to_multiple_of")
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 CONTROL_TOKEN_START = re.compile(r"<(?=\||/?s>|unk>)")
 
@@ -64,6 +65,8 @@ class Phi3VProcessor(ProcessorMixin):
         return_tensors="pt",
         add_special_tokens=True,
         num_crops=None,
+        padding_side="left",
+        pad_to_multiple_of=None,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -71,30 +74,31 @@ class Phi3VProcessor(ProcessorMixin):
         images: a picture, a list, or a list for each prompt; a flat list is dealt out to the prompts in turn.
         num_crops: most tiles of a picture, by default as the image processor says.
 
-        Returns `input_ids` and `attention_mask` (prompts, length), padded on the left; with pictures also the
-        `pixel_values` and `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
+        Returns `input_ids` and `attention_mask` (prompts, length), padded on the left, as generation needs it,
+        unless `padding_side` says otherwise; with pictures also the `pixel_values` and `image_sizes` of
+        [`Phi3VImageProcessor`], in the order of the tags in the text.
 
         Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
 
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
-        each once, in any order; for `<|image|>` in the text; for truncating a prompt with pictures. Raises
+        each once, in any order; for `<|image|>` in the text; for a prompt with pictures that `truncation` would cut. Raises
         `TypeError` for a setting that is not one of these.
         """
         common, texts, pictures = (kwargs.pop(f"{kind}_kwargs", None) or {} for kind in ("common", "text", "images"))
         if grouped := {**common, **texts, **pictures}:
             settings = (padding, truncation, max_length, return_tensors, add_special_tokens, num_crops)
+            settings += (padding_side, pad_to_multiple_of)
             return self(text, images, **{**dict(zip(SETTINGS, settings)), **kwargs, **grouped})
         prompts = [text] if isinstance(text, str) else text
-        if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"`text` must be a string or a list of strings, got {type(text).__name__}.")
+        strings = isinstance(prompts, (list, tuple)) and all(isinstance(prompt, str) for prompt in prompts)
+        if not strings or not prompts:
+            raise ValueError(f"`text` must be a string or a list of strings, at least one, got {type(text).__name__}.")
         if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
             raise ValueError("Phi-3-Vision takes text and images only.")
         if kwargs:
             raise TypeError(f"Unknown settings: {', '.join(sorted(kwargs))}. Known are {', '.join(SETTINGS)}.")
         rows = self._deal_images(prompts, images)
         images = [image for prompt, row in zip(prompts, rows) for image in self._order_images(prompt, row)]
-        if images and truncation:
-            raise ValueError("A prompt with pictures cannot be truncated: part of a picture would be lost.")
 
         data, sizes = {}, iter(())
         if images:
@@ -106,17 +110,22 @@ class Phi3VProcessor(ProcessorMixin):
             "add_special_tokens": add_special_tokens,
         }
         input_ids = [self._tokenize(prompt, sizes, settings) for prompt in prompts]
-        padding = {"padding": padding, "max_length": max_length, "padding_side": "left"}
-        inputs = self.tokenizer.pad({"input_ids": input_ids}, **padding)
+        inputs = self.tokenizer.pad(
+            {"input_ids": input_ids},
+            padding=padding,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+            max_length=max_length,
+        )
         return BatchFeature({**inputs, **data}, tensor_type=return_tensors)
 
     def _deal_images(self, prompts: list[str], images) -> list[list]:
         """A list of pictures for each prompt."""
         images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
-        if images and all(isinstance(row, (list, tuple)) for row in images):
+        if any(isinstance(row, (list, tuple)) for row in images):
             if len(images) != len(prompts):
                 raise ValueError(f"Got {len(prompts)} prompts but {len(images)} lists of images.")
-            return images
+            return [row if isinstance(row, (list, tuple)) else [] if row is None else [row] for row in images]
         if len(prompts) == 1:
             return [images]
         num_tags = [len(IMAGE_TAG.findall(prompt)) for prompt in prompts]
@@ -130,9 +139,11 @@ class Phi3VProcessor(ProcessorMixin):
         tags = IMAGE_TAG.findall(prompt)
         numbers = [int(tag) if tag.isascii() and len(tag) < 10 else 0 for tag in tags]
         if sorted(numbers) != list(range(1, len(images) + 1)):
+            escaped = escape_control_tokens("<|image_") in prompt
             raise ValueError(
                 f"The prompt has {len(tags)} image tags {tags[:10]} but there are {len(images)} images. "
                 "Write each of <|image_1|>, <|image_2|>, ... once, one for each image."
+                + (" A tag in the text of a message is plain text: add a part {'type': 'image'} instead." * escaped)
             )
         return [images[number - 1] for number in numbers]
 
@@ -140,13 +151,21 @@ class Phi3VProcessor(ProcessorMixin):
         """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
         if self.image_token in prompt:
             raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, ... for pictures.")
-        input_ids = []
+        pieces, input_ids, limit = IMAGE_TAG.split(prompt), [], None
+        if len(pieces) > 1 and settings["truncation"]:
+            limit = settings["max_length"] or self.tokenizer.model_max_length
+            settings = {**settings, "truncation": False, "max_length": None}
         # Like the original, tokenize every piece alone: the text after a picture begins with <s> again.
-        for i, piece in enumerate(IMAGE_TAG.split(prompt)):
+        for i, piece in enumerate(pieces):
             if i % 2:
                 input_ids += [self.image_token_id] * next(sizes)
             else:
                 input_ids += self.tokenizer(piece, **settings).input_ids
+        if limit is not None and len(input_ids) > limit:
+            raise ValueError(
+                f"A prompt with pictures cannot be truncated from {len(input_ids)} tokens to {limit}: a picture would "
+                "be lost in part. Use fewer or smaller pictures (`num_crops`), or a larger `max_length`."
+            )
         return input_ids
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
@@ -159,12 +178,12 @@ class Phi3VProcessor(ProcessorMixin):
         """
         if kwargs.get("return_assistant_tokens_mask"):
             raise ValueError(
-                "`return_assistant_tokens_mask` is not possible: the template does not mark the assistant's words. "
+                "`return_assistant_tokens_mask` is not possible: a prompt is tokenized in pieces, around its pictures. "
                 "Look for the tokens between `<|assistant|>` and `<|end|>`."
             )
         kwargs.pop("sanitize_control_tokens", None)
-        if len(conversation) == 0:
-            raise ValueError("The conversation is empty; pass at least one message.")
+        if not isinstance(conversation, (list, tuple)) or len(conversation) == 0:
+            raise ValueError("A conversation is a list of messages; pass at least one.")
         if isinstance(conversation[0], (list, tuple)):
             conversation = [[self._escape(message) for message in chat] for chat in conversation]
         else:
@@ -178,7 +197,7 @@ class Phi3VProcessor(ProcessorMixin):
         if role not in ROLES:
             raise ValueError(f"The role of a message must be one of {', '.join(ROLES)}, got {role!r}.")
         if isinstance(content, str):
-            return {"role": role, "content": escape_control_tokens(content)}
+            return {**message, "content": escape_control_tokens(content)}
         parts = []
         for part in content if isinstance(content, (list, tuple)) else [content]:
             part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
@@ -189,7 +208,7 @@ class Phi3VProcessor(ProcessorMixin):
                     raise ValueError(f"A content of type text needs its text as a string, got {part}.")
                 part = {**part, "text": escape_control_tokens(part["text"])}
             parts.append(part)
-        return {"role": role, "content": parts}
+        return {**message, "content": parts}
 
 
 __all__ = ["Phi3VProcessor", "escape_control_tokens"]
