@@ -81,8 +81,8 @@ class Phi3VProcessor(ProcessorMixin):
         Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
 
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
-        each once, in any order; for `<|image|>` in the text; for a prompt with pictures that `truncation` would cut. Raises
-        `TypeError` for a setting that is not one of these.
+        each once, in any order; for `<|image|>` in the text; where `truncation` would cut a prompt with
+        pictures. Raises `TypeError` for a setting that is not one of these.
         """
         common, texts, pictures = (kwargs.pop(f"{kind}_kwargs", None) or {} for kind in ("common", "text", "images"))
         if grouped := {**common, **texts, **pictures}:
