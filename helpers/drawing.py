@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 LARGEST, SMALLEST = 90, 24  # font sizes in pixels; below, the bundled checkpoint reads little
 
 
-def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper="white") -> Image.Image:
+def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper="#f4ead5") -> Image.Image:
     """Return a picture with the lines of `text` in its middle, as large as they fit.
 
     Args:
