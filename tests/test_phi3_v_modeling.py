@@ -367,6 +367,9 @@ def test_text_alone_is_one_graph(model):
     torch._dynamo.reset()
     compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+    inputs["input_ids"][0, 1] = model.config.image_token_id  # a picture that is lost is noticed there too
+    with pytest.raises((RuntimeError, ValueError)):
+        compiled(**inputs)
 
 
 def test_plans_of_parallel_runs():

@@ -1,6 +1,7 @@
 """Image processor of Phi-3-Vision: a global view and up to `num_crops` tiles of every picture."""
 
 import math
+import numbers
 import os
 from typing import TypedDict
 
@@ -54,7 +55,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         Raises `ValueError` if `num_crops` is below 1 or the picture empty or so thin that its short side vanishes.
         """
         num_crops = self.num_crops if num_crops is None else num_crops
-        if not isinstance(num_crops, int) or num_crops < 1:
+        if not isinstance(num_crops, numbers.Integral) or num_crops < 1:
             raise ValueError(f"num_crops must be a whole number of at least 1, got {num_crops}.")
         if min(width, height) < 1:
             raise ValueError(f"A picture of {width} x {height} pixels is empty.")

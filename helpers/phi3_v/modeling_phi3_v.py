@@ -198,7 +198,9 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         """
         is_image = input_ids == self.config.image_token_id
         if pixel_values is None or len(pixel_values) == 0:
-            if not is_torchdynamo_compiling() and is_image.any():
+            if is_torchdynamo_compiling():  # checked when it runs; a branch would break the graph
+                torch._check_tensor_all(~is_image, lambda: "Image tokens but 0 pictures: no pixel_values.")
+            elif is_image.any():
                 raise ValueError(f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values.")
             return inputs_embeds
         self.locate_pictures(input_ids, pixel_values, image_sizes)
@@ -343,10 +345,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             candidate_ids, logits = get_candidates(input_ids, *args, **kwargs)
             length = input_ids.shape[1]
             if length <= limit < candidate_ids.shape[1]:
-                candidate_ids, logits = (
-                    candidate_ids[:, :limit],
-                    None if logits is None else logits[:, : limit - length],
-                )
+                candidate_ids = candidate_ids[:, :limit]
+                logits = None if logits is None else logits[:, : limit - length]
             return candidate_ids, logits
 
         generator.get_candidates = get_capped_candidates
