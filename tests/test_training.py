@@ -15,7 +15,7 @@ pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
 pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
-from phi3_v_data import tiny_model
+from phi3_v_data import tiny_config, tiny_model
 from PIL import Image
 
 from helpers import POCKET, format_prompt, load_model_and_processor
@@ -461,13 +461,29 @@ def test_the_lesson_in_looking_is_about_the_attention_that_the_model_pays():
     lesson = looking.Looking(model)
     batch = collate([pictures.draw("table", "train", i) for i in range(2)])
     looks = batch["looks"]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")}
+    inputs = {name: batch[name] for name in ("input_ids", "pixel_values", "image_sizes")}
     with torch.no_grad():
         attentions = model(**inputs, output_attentions=True).attentions
-        loss, _ = lesson.loss_and_accuracy(looks, batch["attention_mask"])
+        loss, _ = lesson.loss_and_accuracy(looks)
     rows, queries, keys = looks.T
     paid = [attentions[layer][rows, looking.HEAD, queries, keys] for layer in looking.LAYERS]
     torch.testing.assert_close(loss, -sum(part.log().mean() for part in paid), rtol=1e-4, atol=1e-4)
+
+
+def test_a_padded_row_learns_what_it_learns_alone():
+    """No mask: what fills a row up stands behind all that looks back."""
+    torch.manual_seed(0)
+    collate = train.Collate(train.build_processor())
+    model = train.Phi3VForCausalLM(train.build_config(collate.processor)).eval()
+    samples = [pictures.draw(kind, "train", 0) for kind in ("cover", "table")]
+    batch = collate(samples)
+    loss, *_ = train.loss_and_measures(model, batch, torch.device("cpu"))
+    alone = [collate([sample]) for sample in samples]
+    losses = [train.loss_and_measures(model, one, torch.device("cpu"))[0] for one in alone]
+    counts = [(one["labels"][:, 1:] != -100).sum() for one in alone]
+    assert len({one["input_ids"].shape[1] for one in alone}) == 2
+    expected = sum(part * count for part, count in zip(losses, counts)) / sum(counts)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_learns_to_look():
@@ -593,6 +609,30 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))["score"] == 0.5
 
 
+def test_a_run_ends_when_its_minutes_are_over(tmp_path):
+    run = tiny_run(tmp_path, 8)
+    run.minutes, run.seconds = 2, 60
+    assert run.done == 0.5
+    run.seconds = 130
+    assert run.done == 1
+    assert list(run.steps(iter([1, 2]), 1)) == []
+
+
+def test_several_processes_take_no_minutes(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.WORLD", 2)
+    with pytest.raises(ValueError, match="give pictures, not minutes"):
+        Run(str(tmp_path), torch.nn.Linear(1, 1), [], 8, minutes=5)
+
+
+def test_a_batch_without_a_finite_gradient_changes_nothing(tmp_path, capsys):
+    run = tiny_run(tmp_path, 8)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.update(run.model(torch.full((1, 4), float("inf"))).square().mean())
+    assert "no finite gradient" in capsys.readouterr().out
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
 def number_of(split: str, index: int) -> int:
     return index
 
@@ -679,8 +719,21 @@ def test_a_deeper_decoder_begins_with_the_shallow_one():
     with torch.no_grad():
         torch.testing.assert_close(deep(ids).logits, shallow(ids).logits, rtol=1e-4, atol=1e-5)
     assert deep.model.layers[2].self_attn.qkv_proj.weight.any()
-    with pytest.raises(ValueError, match="3 layers does not fit into one of 2"):
+    with pytest.raises(ValueError, match="has 3 layers and does not fit into 2"):
         grow.grown(deep.state_dict(), shallow.state_dict())
+
+
+def test_a_deeper_tower_begins_with_the_shallow_one():
+    tower = tiny_config().img_processor["vision_config"]
+    shallow = tiny_model()
+    deep = tiny_model(img_processor={"vision_config": {**tower, "num_hidden_layers": 5}})
+    weights = grow.grown(shallow.state_dict(), deep.state_dict())
+    deep.load_state_dict(weights, strict=False)
+    tiles = torch.rand(1, 3, 112, 112)
+    with torch.no_grad():
+        expected, found = (model.vision_tower(tiles).last_hidden_state for model in (shallow, deep))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert len(deep.vision_tower.encoder.layers) == len(shallow.vision_tower.encoder.layers) + 2
 
 
 def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):

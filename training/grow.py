@@ -1,4 +1,4 @@
-"""A wider or deeper decoder that begins with what a smaller one knows.
+"""A wider or deeper decoder, or a deeper vision tower, that begins with what a smaller one knows.
 
 As in Net2Net (Chen et al., 2016, https://arxiv.org/abs/1511.05641) the first channels go on computing what they did;
 the new ones begin at random, and nothing reads them until training says so. New layers stand between the old ones and
@@ -11,8 +11,9 @@ import torch
 
 #: Weights of several equal blocks below one another, of which each grows for itself.
 STACKED = {"qkv_proj": 3, "gate_up_proj": 2}
-#: A layer of the decoder, and what writes its results.
-_LAYER, _OUTPUTS = re.compile(r"(model\.layers\.)(\d+)\."), ("o_proj.weight", "down_proj.weight")
+#: A layer of the decoder or the tower, and what writes its results.
+_LAYER = re.compile(r"(.*\blayers\.)(\d+)\.")
+_OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")
 
 
 def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -21,22 +22,30 @@ def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> di
     Raises `ValueError` if `into` has fewer layers: some of what `weights` know would be lost.
     """
     few, many = _layers(weights), _layers(into)
-    if few > many:
-        raise ValueError(f"A decoder of {few} layers does not fit into one of {many}: it can only grow.")
-    place = [i * many // few for i in range(few)]
-    weights = {_LAYER.sub(lambda old: f"{old[1]}{place[int(old[2])]}.", name): w for name, w in weights.items()}
+    for stack, layers in few.items():
+        if layers > many[stack]:
+            raise ValueError(f"{stack} has {layers} layers and does not fit into {many[stack]}: it can only grow.")
+    # The number that each old layer has in the new stack.
+    place = {stack: [i * many[stack] // layers for i in range(layers)] for stack, layers in few.items()}
+    weights = {_LAYER.sub(lambda old: f"{old[1]}{place[old[1]][int(old[2])]}.", name): w for name, w in weights.items()}
     wide = {name: _grown(name, weight, into[name].shape) for name, weight in weights.items()}
     silent = {
         name: torch.zeros_like(weight)
         for name, weight in into.items()
-        if (layer := _LAYER.match(name)) and int(layer[2]) not in place and name.endswith(_OUTPUTS)
+        if (layer := _LAYER.match(name))
+        and int(layer[2]) not in place.get(layer[1], range(many[layer[1]]))
+        and name.endswith(_OUTPUTS)
     }
     return wide | silent
 
 
-def _layers(weights: dict[str, torch.Tensor]) -> int:
-    """The number of the decoder's layers."""
-    return 1 + max(int(layer[2]) for name in weights if (layer := _LAYER.match(name)))
+def _layers(weights: dict[str, torch.Tensor]) -> dict[str, int]:
+    """The number of layers of each stack of them, by the beginning of its weights' names."""
+    layers: dict[str, int] = {}
+    for name in weights:
+        if layer := _LAYER.match(name):
+            layers[layer[1]] = max(layers.get(layer[1], 0), 1 + int(layer[2]))
+    return layers
 
 
 def _grown(name: str, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:

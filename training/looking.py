@@ -17,7 +17,7 @@ from .reading import in_grid
 from .recipe import PATCH
 
 #: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons.
-LAYERS, HEAD = (3, 4), 3
+LAYERS, HEAD = (4, 5), 3
 #: Pixels that one image feature shows.
 FEATURE = 2 * PATCH
 
@@ -96,16 +96,14 @@ class Looking:
     def _keep(self, layer, args, kwargs):
         self.seen[layer] = args[0], kwargs["position_embeddings"]
 
-    def loss_and_accuracy(self, looks: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def loss_and_accuracy(self, looks: torch.Tensor) -> tuple[torch.Tensor, float]:
         """-log of the attention that goes where it should in the last forward pass, the mean over the lessons and the
         sum over the layers; and how often, in the last of the layers, nothing has more.
 
-        `looks`, int64 (lessons, 3): row of the batch, position that looks, position of what it should look at;
-        `attention_mask` (rows, length).
+        `looks`, int64 (lessons, 3): row of the batch, position that looks, position of what it should look at. The rows
+        are padded on the right.
         """
         rows, queries, keys = looks.T
-        positions = torch.arange(attention_mask.shape[1], device=looks.device)
-        hidden = (positions > queries[:, None]) | (attention_mask[rows] == 0)
         loss = 0.0
         for layer, (hidden_states, (cos, sin)) in self.seen.items():
             attention = layer.self_attn
@@ -114,6 +112,7 @@ class Looking:
             query, key = (F.linear(normed, weight)[:, None] for weight in (query, key))
             query, key = (part[:, 0].float() for part in apply_rotary_pos_emb(query, key, cos, sin))
             scores = (query @ key.transpose(1, 2))[rows, queries] * attention.scaling
+            hidden = torch.arange(scores.shape[1], device=looks.device) > queries[:, None]
             scores = scores.masked_fill(hidden, float("-inf"))
             loss = loss + F.cross_entropy(scores, keys)
         self.seen.clear()

@@ -82,6 +82,8 @@ class _Drawn(Dataset):
 
 def _one_thread(worker: int):
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(10)  # the process that trains goes first
 
 
 def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
@@ -93,8 +95,9 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
         sampler=itertools.count(),
         collate_fn=collate,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
         worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -136,11 +139,24 @@ def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
 
 class Run:
     """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar. Of several processes each
-    keeps what its optimisers remember in a file of its own."""
+    keeps what its optimisers remember in a file of its own.
 
-    def __init__(self, folder: str, model: nn.Module, optimizers: list, total: int, save_every: float = 120):
+    Ends after `total` pictures or so many `minutes`, whichever comes first.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        model: nn.Module,
+        optimizers: list,
+        total: int,
+        minutes: float = math.inf,
+        save_every: float = 120,
+    ):
+        if WORLD > 1 and minutes < math.inf:
+            raise ValueError("Several processes do not end at the same time: give pictures, not minutes.")
         self.folder, self.model, self.optimizers, self.total = Path(folder), model, optimizers, total
-        self.seen, self.seconds, self.save_every = 0, 0.0, save_every
+        self.seen, self.seconds, self.minutes, self.save_every = 0, 0.0, minutes, save_every
         self._peak = [group["lr"] for opt in optimizers for group in opt.param_groups]
         self._mean: dict[str, float] = {}
         self._evaluated = self._saved = time.monotonic()
@@ -155,16 +171,22 @@ class Run:
                 for optimizer, saved in zip(optimizers, memory, strict=True):
                     optimizer.load_state_dict(saved)
 
+    @property
+    def done(self) -> float:
+        """The share of the run that is done, from 0 to 1."""
+        return min(1.0, max(self.seen / self.total, self.seconds / 60 / self.minutes))
+
     def steps(self, batches, batch_size: int):
-        """Yields batches until `total` pictures were seen, counting and saving on the way."""
+        """Yields batches until the run is done, counting and saving on the way."""
         bar = tqdm(total=self.total, initial=self.seen, unit="pic", mininterval=5, smoothing=0.05, disable=RANK > 0)
+        last = time.monotonic()
         for batch in batches:
-            if self.seen >= self.total:
+            if self.done == 1:
                 break
-            started = time.monotonic()
             yield batch
             self.seen += batch_size * WORLD
-            self.seconds += time.monotonic() - started
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now
             bar.update(batch_size * WORLD)
             bar.set_postfix({name: f"{value:.3f}" for name, value in self._mean.items()}, refresh=False)
             if time.monotonic() - self._saved > self.save_every:
@@ -174,12 +196,14 @@ class Run:
 
     def update(self, loss: torch.Tensor, **measures: float):
         """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate."""
-        done = self.seen / self.total
-        factor = min(1.0, (done + 1e-4) / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+        factor = min(1.0, (self.done + 1e-4) / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
         loss.backward()
         if WORLD > 1:
             average_gradients([p for p in self.model.parameters() if p.grad is not None])
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).isfinite():  # one bad batch must not end it all
+            self.model.zero_grad(set_to_none=True)
+            tqdm.write(f"The batch after {self.seen} pictures has no finite gradient and is left out.")
+            return
         peaks = iter(self._peak)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -192,8 +216,9 @@ class Run:
         for name, value in {"loss": loss.item(), **measures}.items():
             self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
 
-    def time_to_evaluate(self, every: float = 600) -> bool:
-        """True about every ten minutes: on a CPU it takes the better part of one."""
+    def time_to_evaluate(self) -> bool:
+        """True about every ten minutes, for on a CPU it takes the better part of one; on a GPU every minute."""
+        every = 60 if torch.cuda.is_available() else 600
         return RANK == 0 and time.monotonic() - self._evaluated > every
 
     def report(self, **scores: float):

@@ -9,7 +9,7 @@ TILE, PATCH, NUM_CROPS = 224, 14, 4
 VISION = {
     "hidden_size": 192,
     "intermediate_size": 768,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 3,
     "image_size": TILE,
     "patch_size": PATCH,
@@ -20,7 +20,7 @@ VISION = {
 DECODER = {
     "hidden_size": 288,
     "intermediate_size": 768,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 8,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "max_position_embeddings": 131072,

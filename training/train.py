@@ -8,6 +8,7 @@ Ends with the checkpoint in the official layout in `--checkpoint`. The tower com
 import argparse
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from .loop import (
     Run,
     compile_layers,
     fastest_attention,
+    has_bfloat16,
     mixed_precision,
     optimizers,
     start,
@@ -97,15 +99,20 @@ def conversation(sample: Sample) -> str:
 
 class Collate:
     """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `lessons`,
-    also those in reading, for the tiles of the pictures, and in looking, for the tokens of the answers."""
+    also those in reading, for the tiles of the pictures, and in looking, for the tokens of the answers. `dtype` is that
+    of `pixel_values`."""
 
-    def __init__(self, processor: Phi3VProcessor, lessons: bool = False):
-        self.processor, self.lessons = processor, lessons
+    def __init__(self, processor: Phi3VProcessor, lessons: bool = False, dtype: torch.dtype = torch.float32):
+        self.processor, self.lessons, self.dtype = processor, lessons, dtype
         names = ["<|assistant|>", "<|end|>", "<|endoftext|>", "<|image|>"]
         self.assistant, self.end, self.end_of_text, self.image = processor.tokenizer.convert_tokens_to_ids(names)
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
-        inputs = dict(self.processor([conversation(s) for s in samples], [s.images for s in samples]))
+        texts, images = [conversation(sample) for sample in samples], [sample.images for sample in samples]
+        inputs = dict(self.processor(texts, images, padding_side="right"))
+        # What fills up the rows stands behind all that looks back, so that no mask is needed, and flash attention,
+        # which takes none, can be had.
+        del inputs["attention_mask"]
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
         for sample, ids, labels in zip(samples, inputs["input_ids"].tolist(), inputs["labels"], strict=True):
             inside, last = False, None
@@ -123,6 +130,8 @@ class Collate:
             rows = enumerate(zip(samples, inputs["input_ids"].tolist(), strict=True))
             looks = [(row, *look) for row, (sample, ids) in rows for look in self.looks(sample, ids)]
             inputs["looks"] = torch.tensor(looks, dtype=torch.int64).reshape(-1, 3)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         return inputs
 
     def looks(self, sample: Sample, ids: list[int]) -> list[tuple[int, int]]:
@@ -158,14 +167,14 @@ def loss_and_measures(model, batch, device, reader: FeatureReader | None = None,
     """Cross entropy of the answers' tokens, the losses of the lessons in reading and looking if there are any, and as
     measures the shares of `whole` answers right when shown what came before, of `read` parts of patches and of tokens
     that `look` where they should."""
-    batch = {name: part.to(device) for name, part in batch.items()}
+    batch = {name: part.to(device, non_blocking=True) for name, part in batch.items()}
     labels, looks = batch.pop("labels")[:, 1:], batch.pop("looks", ())
     marks = [batch.pop(name) for name in ("classes", "boxes") if name in batch]
     with mixed_precision(device):
         hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_states[labels != -100]).float()
         predicted = reader(model.model.vision_embed_tokens.img_projection) if reader and marks else None
-        looked = looking.loss_and_accuracy(looks, batch["attention_mask"]) if looking and len(looks) else None
+        looked = looking.loss_and_accuracy(looks) if looking and len(looks) else None
     targets = labels[labels != -100]
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != -100] = logits.argmax(-1) == targets
@@ -194,6 +203,7 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=60_000, help="how many pictures to learn from")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long, whatever was seen")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture: new ones for a further run")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -229,12 +239,14 @@ def main():
     # The reading head begins anew each time and should be good before the tower begins to learn from it.
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
     steps = optimizers(learning, lambda name: rate[part_of(name)])
-    run = Run(args.out, learning, steps, args.pictures)
-    collate = Collate(processor, lessons=args.read + args.look > 0)
+    run = Run(args.out, learning, steps, args.pictures, args.minutes)
+    # What is computed in bfloat16 is handed over in it: half as much to move.
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    collate = Collate(processor, args.read + args.look > 0, dtype)
     drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
     for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
-        model.vision_tower.requires_grad_(run.seen >= args.frozen * args.pictures)
+        model.vision_tower.requires_grad_(run.done >= args.frozen)
         loss, read, look, measures = loss_and_measures(model, batch, device, reader, looking)
         run.update(loss + args.read * read + args.look * look, **measures)
         if run.time_to_evaluate():

@@ -1,0 +1,201 @@
+"""The official model's speed on a GPU with random weights: every form of decoding in its turn, in one run.
+
+    python -m benchmarks.cuda
+
+Times are the card's own: the table names it. `seed` is how the page that this project grew from ran the model: eager
+attention, and every picture filled up with tiles to `num_crops`. Bandwidth and matrix speed of the card are measured
+beside it, for the floors: a token reads every weight of the decoder once, a prompt multiplies with each of them.
+Needs 12 GB of GPU memory and, for `compiled`, a C compiler.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+import transformers
+from PIL import Image
+from tqdm import tqdm
+
+from helpers.compiled import CompiledDecoding
+from helpers.generation import ONE_BY_ONE, _token_by_token
+from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
+
+from .compare import speeds
+
+FORMS = {"seed": "eager", "ours": "sdpa", "compiled": "sdpa"}
+#: Pictures of 4:3 and 16:9, width and height.
+SIZES = {"4:3": (1344, 1008), "16:9": (1920, 1080)}
+#: Tokens of a prompt beside those of its picture, and most tiles of a picture, as in Phi-3-vision.
+TEXT, NUM_CROPS = 40, 16
+
+
+def build_model(layers: int) -> Phi3VForCausalLM:
+    """The official sizes, bfloat16, made where they will be."""
+    config = Phi3VConfig(num_hidden_layers=layers)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Phi3VForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    return model.eval()
+
+
+def seconds(work) -> float:
+    """Of one call, until the GPU is done with it."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ceilings() -> dict[str, float]:
+    """Bytes a second of a large copy (read and written), and operations a second of a large matrix product."""
+    source = torch.randn(2**29, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    copies, products = [], []
+    for _ in range(10):
+        copies.append(seconds(lambda: target.copy_(source)))
+        products.append(seconds(lambda: matrix @ matrix))
+    return {
+        "bytes/s": 2 * source.nbytes / statistics.median(copies),
+        "operations/s": 2 * 8192**3 / statistics.median(products),
+    }
+
+
+def question(model, preprocess: Phi3VImageProcessor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Random tokens about one random picture."""
+    inputs = preprocess(Image.effect_noise(size, 60).convert("RGB"))
+    ids = torch.randint(3, 32_000, (1, TEXT + preprocess.get_num_image_tokens(*inputs["image_sizes"][0].tolist())))
+    ids[0, TEXT // 2 : -TEXT // 2] = model.config.image_token_id
+    inputs = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {name: value.to("cuda") for name, value in inputs.items()}
+
+
+@contextlib.contextmanager
+def as_in(form: str, model: Phi3VForCausalLM, most_tiles: int) -> Iterator[None]:
+    """The model with the attention of a form; that of the page encodes as many tiles as there can be, and one more."""
+
+    model.set_attn_implementation(FORMS[form])
+    tower = model.vision_tower
+    original = tower.forward
+
+    def forward(tiles, *args, **kwargs):
+        empty = tiles.new_zeros(most_tiles + 1 - len(tiles), *tiles.shape[1:])
+        output = original(torch.cat([tiles, empty]), *args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state[: len(tiles)]
+        return output
+
+    if form == "seed":
+        tower.forward = forward
+    try:
+        yield
+    finally:
+        tower.forward = original
+
+
+def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tuple[list[int], list[float]]:
+    """The ids of a greedy answer of so many tokens, and the seconds until each was there."""
+    positions = inputs["input_ids"].shape[1] + tokens
+    ids, times = [], []
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    with compiled.lend(positions) if compiled else contextlib.nullcontext({}) as lent:
+        steps = model.generate(
+            **inputs,
+            **lent,
+            **ONE_BY_ONE,
+            do_sample=False,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+            custom_generate=_token_by_token,
+        )
+        for token in steps:
+            ids.append(token)
+            times.append(time.perf_counter() - start)
+    return ids, times
+
+
+def floors(model, inputs, ceiling: dict[str, float]) -> dict[str, float]:
+    """Seconds below which no form can be: for a token, every weight of the decoder is read once; for the first one,
+    each of them is multiplied with every position, and those of the tower with every patch. Attention is left out."""
+    layers = sum(p.numel() for p in model.model.layers.parameters())
+    tower = sum(p.numel() for p in model.vision_tower.encoder.parameters())
+    tiles, length = (
+        (inputs["input_ids"] == model.config.image_token_id).sum().item() // 144,
+        inputs["input_ids"].shape[1],
+    )
+    patches = tiles * model.vision_tower.embeddings.num_positions
+    return {
+        "first token": 2 * (layers * length + tower * patches) / ceiling["operations/s"],
+        "token": 2 * (layers + model.lm_head.weight.numel()) / ceiling["bytes/s"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32, help="of the decoder")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU here")
+    torch.manual_seed(0)
+    ceiling, model, preprocess = ceilings(), build_model(args.layers), Phi3VImageProcessor(NUM_CROPS)
+    questions = {ratio: question(model, preprocess, size) for ratio, size in SIZES.items()}
+    compiled = CompiledDecoding(model)
+    times, ids, more, medians = {}, {}, {}, {"floor": {}}
+    for ratio, inputs in questions.items():
+        medians["floor"] |= {f"{name} {ratio}": value for name, value in floors(model, inputs, ceiling).items()}
+    columns = list(medians["floor"])
+
+    def line(form: str) -> str:
+        cells = (f"{1000 * medians[form][name]:18.2f}" for name in columns)
+        return " ".join([f"{form:12}", *cells, f"  {more.get(form, '')}"])
+
+    print("milliseconds", *(f"{name:>18}" for name in columns))
+    bar = tqdm(total=(args.rounds + 1) * len(FORMS) * len(SIZES))
+    for form in FORMS:
+        times[form], begin = [], time.perf_counter()
+        torch.cuda.empty_cache()
+        for i in range(args.rounds + 1):
+            row = {}
+            for ratio, inputs in questions.items():
+                bar.set_description(f"{form} {ratio}")
+                torch.cuda.reset_peak_memory_stats()
+                with as_in(form, model, NUM_CROPS):
+                    said, seconds_to = answer(model, inputs, args.tokens, compiled if form == "compiled" else None)
+                ids[form, ratio] = said
+                row[f"first token {ratio}"] = seconds_to[0]
+                row[f"token {ratio}"] = (seconds_to[-1] - seconds_to[0]) / (args.tokens - 1)
+                bar.update()
+            if i > 0:  # the first round warms up
+                times[form].append(row)
+            else:
+                more[form] = {"warm-up": round(time.perf_counter() - begin, 1)}
+        more[form]["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        more[form]["same ids as seed"] = sum(
+            sum(a == b for a, b in zip(ids[form, ratio], ids["seed", ratio])) for ratio in SIZES
+        )
+        medians[form] = {name: statistics.median(row[name] for row in times[form]) for name in columns}
+        tqdm.write(line(form))
+    bar.close()
+    print(line("floor"))
+    facts = {
+        "card": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+        **{name: float(f"{value:.3g}") for name, value in ceiling.items()},
+    }
+    rounded = {form: {name: round(value, 5) for name, value in row.items()} for form, row in medians.items()}
+    print(json.dumps({"seconds": rounded, "speed": speeds(times, "seed"), "more": more, **facts, **vars(args)}))
+
+
+if __name__ == "__main__":
+    main()
