@@ -109,7 +109,7 @@ PICTURES = {
         {"title": "ALONE", "author": "Morgan Maxwell"}),
     "hard_cover.png": (hard_cover, "Striped cover, script letters set askew: Whispers of the Tide, by Ana Belmonte",
         {"title": "Whispers of the Tide", "author": "Ana Belmonte"}),
-    "revenue_chart.png": (lambda: bars(37, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024",
+    "revenue_chart.png": (lambda: bars(90, REVENUE), "Bar chart: Data Center Revenue, FY2017 to FY2024",
         vars(REVENUE)),
     "sunshine_chart.png": (lambda: bars(20, SUNSHINE), "Line chart: Sunshine in hours, February to June",
         vars(SUNSHINE)),
@@ -123,10 +123,10 @@ PICTURES = {
 }  # fmt: skip
 
 
-def save(image: Image.Image, file: Path):
-    """A small PNG."""
+def save(image: Image.Image, file: Path, colors: int = 128):
+    """A small PNG. Few colours blur small type a little."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(128).save(file, optimize=True)
+    image.quantize(colors).save(file, optimize=True)
 
 
 def write_lines(file: Path, lines: list[dict]):
@@ -157,7 +157,7 @@ def scored_pictures(folder: Path):
             sample = draw(kind, "heldout", i)
             names = [f"{kind}_{i}{letter}.png" for letter in "ab"[: len(sample.images)]]
             for name, image in zip(names, sample.images):
-                save(image, folder / name)
+                save(image, folder / name, 256)
             question, truth = sample.turns[0]
             line = {"pictures_file_names": names, "kind": kind, "question": question, "truth": truth}
             lines.append({**line, "facts": list(dict.fromkeys(facts_of(sample)))})
