@@ -1,4 +1,5 @@
-"""Lessons in looking for the decoder: where in the picture stands what an answer says next.
+"""Lessons in looking for the decoder, an auxiliary loss on its attention: where in the picture stands what an answer
+says next.
 
 A small model that reads a table or a chart loses its place: it leaves a row out or reads one twice. These lessons tell
 one attention head of two layers, for each character that an answer reads from a picture, which image feature shows it.

@@ -1,4 +1,5 @@
-"""Lessons in reading for the vision tower: what lies under every part of every patch of a picture's tiles.
+"""Lessons in reading for the vision tower, an auxiliary loss on its features: what lies under every part of every patch
+of a picture's tiles.
 
 An answer has a few dozen letters; here every tile has a thousand lessons. Each patch is cut into `PARTS` columns, for
 `i` and `l` are narrower than half a patch.
