@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from test_pocket import ASKED, IMAGES
 
 from helpers import POCKET, generate, generate_many, load_model_and_processor
-from test_pocket import ASKED, IMAGES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 QUESTIONS, PICTURES = [question for _, question in ASKED], [IMAGES / picture for picture, _ in ASKED]
