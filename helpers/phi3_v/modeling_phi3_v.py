@@ -315,19 +315,26 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         past = past_key_values.get_seq_length() if past_key_values is not None and (is_first or total > limit) else 0
         if past and ((position_ids[:, past - 1] < limit) & (position_ids[:, -1] >= limit)).any():
             if inputs_embeds is not None:
-                new_ids = input_ids[:, inputs_embeds.shape[1] - total :]
-                inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
+                inputs_embeds = self._embed_all(input_ids, inputs_embeds, total)
             elif input_ids.shape[1] != total:
                 raise ValueError(f"Rebuilding the cache takes all {total} input_ids, got {input_ids.shape[1]}.")
             empty(past_key_values)
             kwargs.update(next_sequence_length=None, is_first_iteration=True)
         elif past and is_first and kwargs.get("pixel_values") is not None and input_ids.shape[1] == total:
-            # A chat goes on, and the cache holds the pictures of its earlier turns.
-            pictures = {key: kwargs.get(key) for key in ("pixel_values", "image_sizes")}
-            is_new = self.model.locate_pictures(input_ids, **pictures)[:, 1] >= past
-            kwargs.update({key: value[is_new] if is_new.any() else None for key, value in pictures.items()})
+            kwargs.update(self._new_pictures(input_ids, past, kwargs["pixel_values"], kwargs.get("image_sizes")))
         kwargs.update(past_key_values=past_key_values, position_ids=position_ids, inputs_embeds=inputs_embeds)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _embed_all(self, input_ids, inputs_embeds, total: int) -> torch.Tensor:
+        """The prompt's `inputs_embeds` and those of the tokens written since, (batch, total, hidden_size)."""
+        new_ids = input_ids[:, inputs_embeds.shape[1] - total :]
+        return torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
+
+    def _new_pictures(self, input_ids, past: int, pixel_values, image_sizes) -> dict[str, torch.Tensor | None]:
+        """The pictures of a chat that goes on, without those of its earlier turns, in the first `past` positions."""
+        is_new = self.model.locate_pictures(input_ids, pixel_values, image_sizes)[:, 1] >= past
+        pictures = {"pixel_values": pixel_values, "image_sizes": image_sizes}
+        return {key: value[is_new] if is_new.any() else None for key, value in pictures.items()}
 
     def _get_logits_processor(self, *args, **kwargs):
         # Whatever a user suppresses: an image token in an answer would stand for a picture that does not exist.
