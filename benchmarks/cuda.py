@@ -3,9 +3,9 @@
     python -m benchmarks.cuda
 
 Times are the card's own: the table names it. `seed` is how the page that this project grew from ran the model: eager
-attention, and every picture filled up with tiles to `num_crops`. Bandwidth and matrix speed of the card are measured
-beside it, for the floors: a token reads every weight of the decoder once, a prompt multiplies with each of them.
-Needs 12 GB of GPU memory and, for `compiled`, a C compiler.
+attention, and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is
+measured beside it, for an estimate of the least: a token reads every weight of the decoder once, a prompt multiplies
+with each of them. Needs 16 GB of GPU memory and, for `compiled`, a C compiler.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from unittest import mock
 
 import torch
 import transformers
@@ -77,13 +77,9 @@ def question(model, preprocess: Phi3VImageProcessor, size: tuple[int, int]) -> d
     return {name: value.to("cuda") for name, value in inputs.items()}
 
 
-@contextlib.contextmanager
-def as_in(form: str, model: Phi3VForCausalLM, most_tiles: int) -> Iterator[None]:
-    """The model with the attention of a form; that of the page encodes as many tiles as there can be, and one more."""
-
-    model.set_attn_implementation(FORMS[form])
-    tower = model.vision_tower
-    original = tower.forward
+def all_tiles(model: Phi3VForCausalLM, most_tiles: int):
+    """While it is entered, the tower encodes as many tiles as a picture can have, and the view of the whole."""
+    tower, original = model.vision_tower, model.vision_tower.forward
 
     def forward(tiles, *args, **kwargs):
         empty = tiles.new_zeros(most_tiles + 1 - len(tiles), *tiles.shape[1:])
@@ -91,12 +87,7 @@ def as_in(form: str, model: Phi3VForCausalLM, most_tiles: int) -> Iterator[None]
         output.last_hidden_state = output.last_hidden_state[: len(tiles)]
         return output
 
-    if form == "seed":
-        tower.forward = forward
-    try:
-        yield
-    finally:
-        tower.forward = original
+    return mock.patch.object(tower, "forward", forward)
 
 
 def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tuple[list[int], list[float]]:
@@ -122,70 +113,74 @@ def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tup
 
 
 def floors(model, inputs, ceiling: dict[str, float]) -> dict[str, float]:
-    """Seconds below which no form can be: for a token, every weight of the decoder is read once; for the first one,
-    each of them is multiplied with every position, and those of the tower with every patch. Attention is left out."""
+    """Seconds that no form will be much below: for a token, every weight of the decoder is read once; for the first,
+    each of them is multiplied with every position, and those of the tower with every patch. Attention and its cache
+    are left out."""
     layers = sum(p.numel() for p in model.model.layers.parameters())
     tower = sum(p.numel() for p in model.vision_tower.encoder.parameters())
-    tiles, length = (
-        (inputs["input_ids"] == model.config.image_token_id).sum().item() // 144,
-        inputs["input_ids"].shape[1],
-    )
-    patches = tiles * model.vision_tower.embeddings.num_positions
+    grids = model.model.vision_embed_tokens.get_grids(inputs["pixel_values"], inputs["image_sizes"])
+    patches = sum(h * w + 1 for h, w in grids) * model.vision_tower.embeddings.num_positions
+    length = inputs["input_ids"].shape[1]
     return {
         "first token": 2 * (layers * length + tower * patches) / ceiling["operations/s"],
         "token": 2 * (layers + model.lm_head.weight.numel()) / ceiling["bytes/s"],
     }
 
 
+def rounds_of(form: str, model, questions: dict, args, bar: tqdm):
+    """Of one form: seconds of each round but the first, which warms up; the ids it said; and what else is known."""
+    model.set_attn_implementation(FORMS[form])
+    compiled = CompiledDecoding(model) if form == "compiled" else None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    rows, ids, begin = [], {}, time.perf_counter()
+    with all_tiles(model, NUM_CROPS) if form == "seed" else contextlib.nullcontext():
+        for i in range(args.rounds + 1):
+            row = {}
+            for ratio, inputs in questions.items():
+                bar.set_description(f"{form} {ratio}")
+                ids[ratio], times = answer(model, inputs, args.tokens, compiled)
+                row[f"first token {ratio}"] = times[0]
+                row[f"token {ratio}"] = (times[-1] - times[0]) / (len(times) - 1)
+                bar.update()
+            if i == 0:
+                warm_up = time.perf_counter() - begin
+            else:
+                rows.append(row)
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    return rows, ids, {"warm-up": round(warm_up, 1), "peak GB": round(peak, 2)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32, help="of the decoder")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer, at least 2")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here")
     torch.manual_seed(0)
     ceiling, model, preprocess = ceilings(), build_model(args.layers), Phi3VImageProcessor(NUM_CROPS)
     questions = {ratio: question(model, preprocess, size) for ratio, size in SIZES.items()}
-    compiled = CompiledDecoding(model)
-    times, ids, more, medians = {}, {}, {}, {"floor": {}}
-    for ratio, inputs in questions.items():
-        medians["floor"] |= {f"{name} {ratio}": value for name, value in floors(model, inputs, ceiling).items()}
-    columns = list(medians["floor"])
+    floor = {
+        f"{name} {ratio}": value
+        for ratio, inputs in questions.items()
+        for name, value in floors(model, inputs, ceiling).items()
+    }
 
-    def line(form: str) -> str:
-        cells = (f"{1000 * medians[form][name]:18.2f}" for name in columns)
-        return " ".join([f"{form:12}", *cells, f"  {more.get(form, '')}"])
+    def line(form: str, row: dict[str, float], note="") -> str:
+        return " ".join([f"{form:12}", *(f"{1000 * row[name]:18.2f}" for name in floor), f"  {note}"])
 
-    print("milliseconds", *(f"{name:>18}" for name in columns))
-    bar = tqdm(total=(args.rounds + 1) * len(FORMS) * len(SIZES))
-    for form in FORMS:
-        times[form], begin = [], time.perf_counter()
-        torch.cuda.empty_cache()
-        for i in range(args.rounds + 1):
-            row = {}
-            for ratio, inputs in questions.items():
-                bar.set_description(f"{form} {ratio}")
-                torch.cuda.reset_peak_memory_stats()
-                with as_in(form, model, NUM_CROPS):
-                    said, seconds_to = answer(model, inputs, args.tokens, compiled if form == "compiled" else None)
-                ids[form, ratio] = said
-                row[f"first token {ratio}"] = seconds_to[0]
-                row[f"token {ratio}"] = (seconds_to[-1] - seconds_to[0]) / (args.tokens - 1)
-                bar.update()
-            if i > 0:  # the first round warms up
-                times[form].append(row)
-            else:
-                more[form] = {"warm-up": round(time.perf_counter() - begin, 1)}
-        more[form]["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        more[form]["same ids as seed"] = sum(
-            sum(a == b for a, b in zip(ids[form, ratio], ids["seed", ratio])) for ratio in SIZES
-        )
-        medians[form] = {name: statistics.median(row[name] for row in times[form]) for name in columns}
-        tqdm.write(line(form))
-    bar.close()
-    print(line("floor"))
+    print("milliseconds", *(f"{name:>18}" for name in floor))
+    times, medians, ids, more = {}, {"floor": floor}, {}, {}
+    with tqdm(total=(args.rounds + 1) * len(FORMS) * len(SIZES)) as bar:
+        for form in FORMS:
+            times[form], ids[form], more[form] = rounds_of(form, model, questions, args, bar)
+            same = (a == b for ratio in SIZES for a, b in zip(ids[form][ratio], ids["seed"][ratio]))
+            more[form]["same ids as seed"] = sum(same)
+            medians[form] = {name: statistics.median(row[name] for row in times[form]) for name in floor}
+            tqdm.write(line(form, medians[form], more[form]))
+    print(line("floor", floor))
     facts = {
         "card": torch.cuda.get_device_name(),
         "torch": torch.__version__,

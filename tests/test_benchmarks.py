@@ -9,7 +9,7 @@ from phi3_v_data import noise_image, tiny_model
 from PIL import Image
 
 from benchmarks.compare import report, speeds
-from benchmarks.cuda import as_in, floors
+from benchmarks.cuda import all_tiles, floors
 from benchmarks.preprocessing import original
 from helpers.phi3_v import Phi3VImageProcessor
 
@@ -40,24 +40,30 @@ def test_the_originals_steps_give_the_same_pixels(size):
     assert torch.equal(original(image, processor), processor(image).pixel_values)
 
 
+def a_picture(model) -> dict[str, torch.Tensor]:
+    """Two tiles and the view of the whole, in a prompt of 100 tokens."""
+    inputs = Phi3VImageProcessor(4, image_size=112)(noise_image(200, 100), return_tensors="pt")
+    return {**inputs, "input_ids": torch.zeros(1, 100, dtype=torch.int64)}
+
+
 def test_the_page_encodes_tiles_that_are_not_there():
     """The same features from all tiles that there could be; afterwards only the real ones again."""
     model, seen = tiny_model(), []
     model.vision_tower.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    inputs = Phi3VImageProcessor(4, image_size=112)(noise_image(200, 100), return_tensors="pt")
-    pictures = inputs["pixel_values"], inputs["image_sizes"]
-    features = {}
+    picture = {name: value for name, value in a_picture(model).items() if name != "input_ids"}
     with torch.no_grad():
-        for form in ("ours", "seed", "ours"):
-            with as_in(form, model, most_tiles=4):
-                features[form] = model.get_image_features(*pictures)[0]
-    torch.testing.assert_close(features["seed"], features["ours"], rtol=1e-4, atol=1e-5)
+        (ours,) = model.get_image_features(**picture)
+        with all_tiles(model, most_tiles=4):
+            (seed,) = model.get_image_features(**picture)
+        model.get_image_features(**picture)
+    torch.testing.assert_close(seed, ours, rtol=1e-4, atol=1e-5)
     assert seen == [3, 5, 3]
 
 
-def test_no_form_is_faster_than_its_bytes_and_operations():
+def test_the_least_time_counts_tiles_positions_and_weights():
     model = tiny_model()
     layers = sum(p.numel() for p in model.model.layers.parameters())
-    inputs = {"input_ids": torch.zeros(1, 10, dtype=torch.int64)}
-    floor = floors(model, inputs, {"bytes/s": 2.0, "operations/s": 2.0})
-    assert floor == {"first token": 10 * layers, "token": layers + model.lm_head.weight.numel()}
+    tower = sum(p.numel() for p in model.vision_tower.encoder.parameters())
+    floor = floors(model, a_picture(model), {"bytes/s": 2.0, "operations/s": 2.0})
+    patches = 3 * (8 * 8 + 1)  # three tiles of 112 pixels, and a class token for each
+    assert floor == {"first token": 100 * layers + patches * tower, "token": layers + model.lm_head.weight.numel()}

@@ -1,8 +1,8 @@
 """A wider or deeper decoder, or a deeper vision tower, that begins with what a smaller one knows.
 
 As in Net2Net (Chen et al., 2016, https://arxiv.org/abs/1511.05641) the first channels go on computing what they did;
-the new ones begin at random, and nothing reads them until training says so. New layers stand between the old ones and
-add nothing until training says so.
+the new ones begin at random, and nothing reads them until training says so. New layers stand between and after the old
+ones and add nothing until training says so.
 """
 
 import re

@@ -17,7 +17,8 @@ from .pictures.sample import CHARACTERS, Sample
 from .reading import in_grid
 from .recipe import PATCH
 
-#: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons.
+#: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons
+#: (3 and 4 when there were six layers: `grow.py` moves them).
 LAYERS, HEAD = (4, 5), 3
 #: Pixels that one image feature shows.
 FEATURE = 2 * PATCH
@@ -113,8 +114,8 @@ class Looking:
             query, key = (F.linear(normed, weight)[:, None] for weight in (query, key))
             query, key = (part[:, 0].float() for part in apply_rotary_pos_emb(query, key, cos, sin))
             scores = (query @ key.transpose(1, 2))[rows, queries] * attention.scaling
-            hidden = torch.arange(scores.shape[1], device=looks.device) > queries[:, None]
-            scores = scores.masked_fill(hidden, float("-inf"))
+            later = torch.arange(scores.shape[1], device=looks.device) > queries[:, None]
+            scores = scores.masked_fill(later, float("-inf"))
             loss = loss + F.cross_entropy(scores, keys)
         self.seen.clear()
         return loss, (scores.argmax(-1) == keys).float().mean().item()

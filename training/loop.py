@@ -28,6 +28,8 @@ def start() -> torch.device:
     """Fixes the seed, joins the other processes if `torchrun` started several, and returns the device."""
     torch.manual_seed(0)
     if WORLD > 1:
+        if torch.cuda.is_available():
+            raise RuntimeError("One process trains on a GPU: leave `torchrun` out.")
         dist.init_process_group("gloo")
         torch.set_num_threads(1)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,8 +84,6 @@ class _Drawn(Dataset):
 
 def _one_thread(worker: int):
     torch.set_num_threads(1)
-    if hasattr(os, "nice"):
-        os.nice(10)  # the process that trains goes first
 
 
 def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
@@ -141,8 +141,11 @@ class Run:
     """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar. Of several processes each
     keeps what its optimisers remember in a file of its own.
 
-    Ends after `total` pictures or so many `minutes`, whichever comes first.
+    Ends after `total` pictures or so many `minutes` of training, whichever comes first.
     """
+
+    #: Batches one after the other without a finite gradient, after which the run is given up.
+    HOPELESS = 5
 
     def __init__(
         self,
@@ -153,12 +156,15 @@ class Run:
         minutes: float = math.inf,
         save_every: float = 120,
     ):
+        if total <= 0 or minutes <= 0:
+            raise ValueError(f"Nothing to do: {total} pictures, {minutes} minutes.")
         if WORLD > 1 and minutes < math.inf:
             raise ValueError("Several processes do not end at the same time: give pictures, not minutes.")
         self.folder, self.model, self.optimizers, self.total = Path(folder), model, optimizers, total
         self.seen, self.seconds, self.minutes, self.save_every = 0, 0.0, minutes, save_every
         self._peak = [group["lr"] for opt in optimizers for group in opt.param_groups]
         self._mean: dict[str, float] = {}
+        self._left_out = 0
         self._evaluated = self._saved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._memory = self.folder / f"optimizers{RANK}.pt"
@@ -179,8 +185,9 @@ class Run:
     def steps(self, batches, batch_size: int):
         """Yields batches until the run is done, counting and saving on the way."""
         bar = tqdm(total=self.total, initial=self.seen, unit="pic", mininterval=5, smoothing=0.05, disable=RANK > 0)
-        last = time.monotonic()
+        last = None
         for batch in batches:
+            last = last or time.monotonic()  # the first batch takes a while to draw: that is not training yet
             if self.done == 1:
                 break
             yield batch
@@ -195,15 +202,18 @@ class Run:
         self.save()
 
     def update(self, loss: torch.Tensor, **measures: float):
-        """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate."""
+        """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate.
+
+        A batch whose gradient is not finite is left out; several of them raise `FloatingPointError`.
+        """
         factor = min(1.0, (self.done + 1e-4) / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
         loss.backward()
         if WORLD > 1:
             average_gradients([p for p in self.model.parameters() if p.grad is not None])
-        if not nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).isfinite():  # one bad batch must not end it all
-            self.model.zero_grad(set_to_none=True)
-            tqdm.write(f"The batch after {self.seen} pictures has no finite gradient and is left out.")
+        if not nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).isfinite():
+            self._leave_out()
             return
+        self._left_out = 0
         peaks = iter(self._peak)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -215,6 +225,15 @@ class Run:
             tell_each_other(list(inner_matrices(self.model).values()))
         for name, value in {"loss": loss.item(), **measures}.items():
             self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
+
+    def _leave_out(self):
+        self.model.zero_grad(set_to_none=True)
+        self._left_out += 1
+        tqdm.write(f"The batch after {self.seen} pictures has no finite gradient and is left out.")
+        if self._left_out == self.HOPELESS:
+            raise FloatingPointError(
+                f"{self._left_out} batches in a row had no finite gradient; begin from an older state, at a lower rate."
+            )
 
     def time_to_evaluate(self) -> bool:
         """True about every ten minutes, for on a CPU it takes the better part of one; on a GPU every minute."""

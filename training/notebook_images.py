@@ -124,7 +124,7 @@ PICTURES = {
 
 
 def save(image: Image.Image, file: Path, colors: int = 128):
-    """A small PNG. Few colours blur small type a little."""
+    """A small PNG. Few colours cost small type a little sharpness."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(colors).save(file, optimize=True)
 

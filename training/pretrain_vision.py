@@ -80,7 +80,7 @@ def collate(pictures):
 
 def loss_and_accuracy(reader: Reader, batch, device) -> tuple[torch.Tensor, float]:
     """See `reading.loss_and_accuracy`."""
-    tiles, classes, boxes = (part.to(device) for part in batch)
+    tiles, classes, boxes = (part.to(device, non_blocking=True) for part in batch)
     with mixed_precision(device):
         predicted = reader(tiles)
     return reading.loss_and_accuracy(predicted, tiles, classes, boxes)

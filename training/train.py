@@ -110,8 +110,7 @@ class Collate:
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         texts, images = [conversation(sample) for sample in samples], [sample.images for sample in samples]
         inputs = dict(self.processor(texts, images, padding_side="right"))
-        # What fills up the rows stands behind all that looks back, so that no mask is needed. (Padded on the left and
-        # masked, a run in bfloat16 on an H100 had no finite loss any more after ten steps.)
+        # What fills up the rows stands behind all that looks back, so that no mask is needed.
         del inputs["attention_mask"]
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
         for sample, ids, labels in zip(samples, inputs["input_ids"].tolist(), inputs["labels"], strict=True):
@@ -202,12 +201,12 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=60_000, help="how many pictures to learn from")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long, whatever was seen")
+    parser.add_argument("--pictures", type=int, help="how many to learn from: 60,000, or what --minutes allow")
+    parser.add_argument("--minutes", type=float, help="end after so long; start and export come on top")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture: new ones for a further run")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--frozen", type=float, default=0.6, help="share of the pictures before the tower learns too")
+    parser.add_argument("--frozen", type=float, default=0.6, help="share of the run before the tower learns too")
     parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
     parser.add_argument("--look", type=float, default=0.1, help="weight of the lessons in looking beside the answers")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
@@ -239,7 +238,8 @@ def main():
     # The reading head begins anew each time and should be good before the tower begins to learn from it.
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
     steps = optimizers(learning, lambda name: rate[part_of(name)])
-    run = Run(args.out, learning, steps, args.pictures, args.minutes)
+    pictures = args.pictures or (math.inf if args.minutes else 60_000)
+    run = Run(args.out, learning, steps, pictures, args.minutes or math.inf)
     # What is computed in bfloat16 is handed over in it: half as much to move.
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     collate = Collate(processor, args.read + args.look > 0, dtype)

@@ -331,7 +331,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         return torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
 
     def _new_pictures(self, input_ids, past: int, pixel_values, image_sizes) -> dict[str, torch.Tensor | None]:
-        """The pictures of a chat that goes on, without those of its earlier turns, in the first `past` positions."""
+        """The pictures after the first `past` positions of a chat that goes on: the cache holds the others."""
         is_new = self.model.locate_pictures(input_ids, pixel_values, image_sizes)[:, 1] >= past
         pictures = {"pixel_values": pixel_values, "image_sizes": image_sizes}
         return {key: value[is_new] if is_new.any() else None for key, value in pictures.items()}
