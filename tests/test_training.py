@@ -7,8 +7,8 @@ import random
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -611,21 +611,20 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))["score"] == 0.5
 
 
-def slow(batches: int, seconds: float):
-    for i in range(batches):
-        time.sleep(seconds)
-        yield i
-
-
-def test_a_run_ends_when_its_minutes_are_over(tmp_path):
+def test_a_run_ends_when_its_minutes_are_over(tmp_path, monkeypatch):
     """The wait for the first batch does not count: it would use up the warm-up."""
-    run, done = tiny_run(tmp_path, math.inf, minutes=0.1 / 60), []
-    for _ in run.steps(slow(100, 0.03), 1):
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("training.loop.time", clock)
+
+    def batches():
+        clock.now += 300
+        yield from range(100)
+
+    run, done = tiny_run(tmp_path, math.inf, minutes=2), []
+    for _ in run.steps(batches(), 1):
         done.append(run.done)
-        time.sleep(0.03)
-    assert done[0] == 0
-    assert 0 < done[1] < 1
-    assert len(done) < 10
+        clock.now += 30
+    assert done == [0, 0.25, 0.5, 0.75]
 
 
 @pytest.mark.parametrize("settings", [{"total": 0}, {"total": 8, "minutes": 0}])

@@ -202,7 +202,7 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, help="how many to learn from: 60,000, or what --minutes allow")
-    parser.add_argument("--minutes", type=float, help="end after so long; start and export come on top")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; export comes on top")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture: new ones for a further run")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -238,8 +238,10 @@ def main():
     # The reading head begins anew each time and should be good before the tower begins to learn from it.
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
     steps = optimizers(learning, lambda name: rate[part_of(name)])
-    pictures = args.pictures or (math.inf if args.minutes else 60_000)
-    run = Run(args.out, learning, steps, pictures, args.minutes or math.inf)
+    pictures = args.pictures
+    if pictures is None:
+        pictures = 60_000 if args.minutes == math.inf else math.inf
+    run = Run(args.out, learning, steps, pictures, args.minutes)
     # What is computed in bfloat16 is handed over in it: half as much to move.
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     collate = Collate(processor, args.read + args.look > 0, dtype)
