@@ -8,7 +8,6 @@ only their ratios mean something. Needs 8 GB of memory. OpenVINO gets the same l
 state, and picks the rest for the CPU by itself. The last column is how far the hidden states are from float32.
 """
 
-import argparse
 import tempfile
 
 import nncf
@@ -18,13 +17,12 @@ import torch
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 from torch import nn
-from tqdm import tqdm
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from helpers.phi3_v import Phi3VForCausalLM
 
-from .compare import report, speeds
-from .cpu import FORMS, config, seconds
+from .cpu import FORMS, config
+from .layers import Ours, arguments, compare_layers
 
 #: How the weights of each form are compressed.
 COMPRESSED = {
@@ -112,58 +110,16 @@ class Engine:
         return torch.from_numpy(self.request.infer([part.numpy() for part in inputs])[0].copy())
 
 
-class Ours:
-    """The same layers as the helpers load them."""
-
-    def __init__(self, model: Phi3VForCausalLM):
-        self.model = model.model
-
-    def __call__(self, inputs_embeds: torch.Tensor, past: int) -> torch.Tensor:
-        if past == 0:
-            self.cache = DynamicCache()
-        outputs = self.model(inputs_embeds=inputs_embeds.to(self.model.dtype), past_key_values=self.cache)
-        return outputs.last_hidden_state
-
-
-def read(decoder, embeds: torch.Tensor, length: int) -> torch.Tensor:
-    """Hidden states of a prompt, the first `length` of `embeds`, and one by one of those after it."""
-    steps = range(length, embeds.shape[1])
-    states = [decoder(embeds[:, :length], 0), *(decoder(embeds[:, i : i + 1], i) for i in steps)]
-    return torch.cat(states, dim=1).float()
-
-
-@torch.no_grad()
-def measure(decoder, embeds: torch.Tensor, length: int) -> dict[str, float]:
-    """Seconds of a prompt, the first `length` of `embeds`, and of each further one."""
-    steps = range(length, embeds.shape[1])
-    prefill = seconds(lambda: decoder(embeds[:, :length], 0))
-    answer = seconds(lambda: [decoder(embeds[:, i : i + 1], i) for i in steps])
-    return {"prefill": prefill, "token": answer / len(steps)}
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--length", type=int, default=800, help="tokens of the prompt")
-    parser.add_argument("--steps", type=int, default=16, help="tokens of the answer")
-    args = parser.parse_args()
+    args = arguments(__doc__)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
         rounded, plain = (Phi3VForCausalLM.from_pretrained(folder, **FORMS[name]) for name in ("int8", "float32"))
-    decoders, exact, whole = {"int8": Ours(rounded)}, Ours(plain), exported(plain)
+    decoders, whole = {"int8": Ours(rounded)}, exported(plain)
     for name, form in COMPRESSED.items():
         decoders[name] = Engine(nncf.compress_weights(whole.clone(), **form), plain.model.rotary_emb)
-    embeds = plain.config.initializer_range * torch.randn(1, args.length + args.steps, plain.config.hidden_size)
-    with torch.no_grad():
-        truth = exact(embeds, 0)
-        wrong = {name: read(decoder, embeds, args.length) - truth for name, decoder in decoders.items()}
-    error = {name: round((difference.norm() / truth.norm()).item(), 3) for name, difference in wrong.items()}
-    runs = {name: [] for name in decoders}
-    for _ in tqdm(range(args.rounds)):
-        for name, decoder in decoders.items():
-            runs[name].append(measure(decoder, embeds, args.length))
-    report(speeds(runs, "int8"), error, ["openvino", "nncf"], args)
+    compare_layers(decoders, Ours(plain), ["openvino", "nncf"], args)
 
 
 if __name__ == "__main__":

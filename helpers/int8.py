@@ -2,11 +2,9 @@
 
 `load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are read;
 each row of activations is rounded when it comes by. As in LLM.int8() (Dettmers et al., 2022,
-https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass.
+https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass, and so do the
+few rows of a step that writes a token.
 """
-
-import contextlib
-import functools
 
 import torch
 from torch import nn
@@ -15,20 +13,20 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .int8_kernels import FEW, by_vnni, kernel_of_this_cpu
+
 METHOD = "phi3_v_int8"
 #: The embedding is a table and the head decides between near words; both keep their precision.
 KEPT = "lm_head"
 #: A row whose largest value is so many times its root mean square loses 2 % of itself in 8 bits.
 OUTLIER = 9.0
-#: Up to so many rows (the step that writes a token has one) a CPU without AVX512-VNNI multiplies 8-bit weights faster
-#: by bfloat16 rows than by 8-bit ones.
-FEW = 8
 
 
 class Int8Linear(nn.Module):
     """
     `x Wᵀ + b` with `weight` int8 (out_features, in_features) and `weight_scale` float32 (out_features,), so that
-    W = weight * weight_scale[:, None]. Only for inference.
+    W = weight * weight_scale[:, None]. `pack` puts the weight into the form that this CPU multiplies fastest. Only for
+    inference.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
@@ -39,74 +37,57 @@ class Int8Linear(nn.Module):
         self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
+    def pack(self):
+        """To be called once, when the weight is there. The packed one takes its place."""
+        kernel, _ = kernel_of_this_cpu()
+        self.multiply = kernel(self.weight.detach())
+        self.few = 0 if kernel is by_vnni else FEW // 2  # two passes at once have not been timed with VNNI
+        self.weight = None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
-        if len(rows) <= FEW and kernel_of_this_cpu() != (by_pytorch, 127):
-            ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones).float() * self.weight_scale
-        else:
-            y, rest = self._product(rows)
-            hard = rows.abs().amax(1) > OUTLIER * rows.square().mean(1).sqrt()
-            if hard.any():
-                y[hard] += self._product(rest[hard])[0]
+        y = self._few(rows) if len(rows) <= self.few else self._many(rows)
+        y = y.mul_(self.weight_scale)
         y = y.to(x.dtype) if self.bias is None else (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The product with the rows as 8 bits hold them, and what these leave of the rows."""
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    def _few(self, rows: torch.Tensor) -> torch.Tensor:
+        """The product with rows of 15 bits: coarse steps, and the fine ones between two of them. Both at once take
+        hardly longer than one, as the weight is read once."""
+        scale = largest(rows) / (127 * 127)
+        fine = (rows / scale).round_()
+        coarse = (fine / 127).round_()
+        y = self.multiply(torch.cat([coarse, fine.sub_(coarse, alpha=127)]))
+        return y[len(rows) :].add_(y[: len(rows)], alpha=127).mul_(scale)
+
+    def _many(self, rows: torch.Tensor) -> torch.Tensor:
+        """The product with rows of 8 bits, and a second pass for what these leave of the rows with outliers."""
+        scale = largest(rows) / 127
         whole = (rows / scale).round_()
-        multiply, _ = kernel_of_this_cpu()
-        y = multiply(whole, self.weight)
-        return y.mul_(self.weight_scale).mul_(scale), rows - whole.mul_(scale)
+        y = self.multiply(whole).mul_(scale)
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        hard = (127 * scale * self.in_features**0.5 > OUTLIER * length).squeeze(1)
+        if hard.any():
+            rest = rows[hard] - whole[hard] * scale[hard]
+            scale = largest(rest) / 127
+            y[hard] += self.multiply((rest / scale).round_()).mul_(scale)
+        return y
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+def largest(rows: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value of each row, (n, in) to (n, 1); never zero."""
+    return rows.abs().amax(1, keepdim=True).clamp_min_(1e-30)
+
+
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight (out, in) as int8, and its scales, float32 (out,)."""
-    weight, (_, largest) = weight.float(), kernel_of_this_cpu()
-    scale = weight.abs().amax(1).clamp_min(1e-30) / largest
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
-
-
-def by_pytorch(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`rows weightᵀ` for whole `rows` from -127 to 127 (n, in) and int8 `weight` (out, in), float32 (n, out).
-
-    Fast with AVX512-VNNI. PyTorch has nothing but a plain loop for other CPUs.
-    """
-    return torch._int_mm(rows.to(torch.int8), weight.t()).float()
-
-
-def by_onednn(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The same for other x86 CPUs. The weights are packed anew each time, so that they are in memory only once."""
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
-    unsigned = (rows + 128).to(torch.uint8)
-    return torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-
-
-def by_float(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The same for any CPU, no faster than float32."""
-    return rows @ weight.float().t()
-
-
-@functools.cache
-def kernel_of_this_cpu():
-    """The fastest of these that this CPU gets right, and the largest weight for it, 127 or 63. It is tried out:
-    without VNNI 16-bit sums of two products overflow above 63."""
-    fast = by_pytorch if torch.cpu.get_capabilities().get("avx512_vnni") else by_onednn
-    rows = torch.full((8, 64), 127.0)
-    for kernel, largest in ((fast, 127), (fast, 63), (by_float, 127)):
-        weight = torch.full((16, 64), largest, dtype=torch.int8)
-        with contextlib.suppress(RuntimeError, AttributeError, TypeError):  # oneDNN is not in every build
-            if all((kernel(sign * rows, weight) == sign * 64 * 127 * largest).all() for sign in (1, -1)):
-                return kernel, largest
-    raise RuntimeError('This CPU gets int8 products wrong; leave quantization="int8" out.')
+    weight, (_, limit) = weight.float(), kernel_of_this_cpu()
+    scale = largest(weight) / limit
+    return (weight / scale).round_().to(torch.int8), scale.squeeze(1)
 
 
 @register_quantization_config(METHOD)
@@ -145,6 +126,9 @@ class Int8Quantizer(HfQuantizer):
                 model.set_submodule(name, new)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        for module in model.modules():
+            if isinstance(module, Int8Linear):
+                module.pack()
         return model.requires_grad_(False)
 
     def param_needs_quantization(self, model, param_name, **kwargs) -> bool:

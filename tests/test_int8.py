@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import FEW, Int8Linear, by_float, by_onednn, by_pytorch, kernel_of_this_cpu, quantize
+from helpers.int8 import Int8Linear, quantize
+from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, by_vnni, kernel_of_this_cpu
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
 QUESTION = "Help me get the title and author information of this book?"
@@ -22,6 +23,7 @@ def int8_of(linear: nn.Linear) -> Int8Linear:
     values, scale = quantize(linear.weight.detach())
     layer.weight, layer.weight_scale = (nn.Parameter(part, requires_grad=False) for part in (values, scale))
     layer.bias = linear.bias
+    layer.pack()
     return layer
 
 
@@ -70,20 +72,33 @@ def test_rows_do_not_depend_on_each_other(layers):
     torch.testing.assert_close(layer(x), halves)
 
 
-@pytest.mark.parametrize("kernel", [(by_pytorch, 63), (by_onednn, 63), (by_float, 127)])
-@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, 100])
+@pytest.mark.parametrize("kernel", [(by_vnni, 63), (by_fbgemm, 63), (by_onednn, 63), (by_float, 127)])
+@pytest.mark.parametrize("rows", [1, 2, FEW // 2, FEW // 2 + 1, 100])
 def test_the_kernels_of_other_cpus(layers, monkeypatch, kernel, rows):
-    if kernel[0] is by_onednn and platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("oneDNN is for x86")
+    if kernel[0] in (by_fbgemm, by_onednn) and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("it is for x86")
     monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: kernel)
     linear, _ = layers
     assert errors((linear, int8_of(linear)), torch.randn(rows, 768)).max() < 0.025
 
 
+@pytest.mark.parametrize("kernel", [(by_fbgemm, 63), (by_onednn, 63), (by_float, 127)])
+def test_the_row_of_a_new_token_keeps_more_than_8_bits(layers, monkeypatch, kernel):
+    """What is left is the weights' rounding, and that of a product in bfloat16."""
+    if kernel[0] is not by_float and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("it is for x86")
+    monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: kernel)
+    linear, _ = layers
+    (values, scale), x = quantize(linear.weight), torch.randn(1, 768)
+    x[0, 3] = 100.0
+    exact = x @ (values * scale[:, None]).t() + linear.bias
+    assert (int8_of(linear)(x) - exact).norm() / exact.norm() < (1e-3 if kernel[0] is by_fbgemm else 4e-3)
+
+
 def test_no_plain_loop():
     """PyTorch's own product is one without AVX512-VNNI, many times as slow as float32."""
     if not torch.cpu.get_capabilities().get("avx512_vnni"):
-        assert kernel_of_this_cpu()[0] is not by_pytorch
+        assert kernel_of_this_cpu()[0] is not by_vnni
 
 
 def test_zeros_shapes_and_dtypes(layers):
@@ -115,7 +130,7 @@ def test_every_linear_layer_but_the_head(rounded):
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     assert [name for name, module in model.named_modules() if isinstance(module, nn.Linear)] == ["lm_head"]
     assert len(layers) == 4 * model.config.num_hidden_layers + 6 * len(model.vision_tower.encoder.layers) + 2
-    assert {layer.weight.dtype for layer in layers} == {torch.int8}
+    assert {layer.weight for layer in layers} == {None}  # packed, not kept twice
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
