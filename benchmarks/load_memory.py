@@ -48,8 +48,8 @@ def memory() -> int:
     return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def load(folder: str):
-    """Prints the memory of this process: before, at its peak, and the weights' own."""
+def load(folder: str, dtype: str):
+    """Prints the memory of this process: before, when the model is loaded, and at the peak between."""
     before, samples, done = memory(), [], threading.Event()
 
     def watch():
@@ -58,18 +58,19 @@ def load(folder: str):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    model = Phi3VForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=Int8Config())
+    model = Phi3VForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=Int8Config())
     done.set()
     watcher.join()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    sizes = {"weights": weights, "before": before, "peak": max(samples)}
-    print(json.dumps({f"{name}_gb": round(size / 1e9, 2) for name, size in sizes.items()}))
+    sizes = {"before": before, "loaded": memory(), "peak": max(samples)}
+    print(json.dumps({"dtype": dtype, **{f"{name}_gb": round(size / 1e9, 2) for name, size in sizes.items()}}))
+    del model
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        load(sys.argv[1])
+        load(*sys.argv[1:])
     else:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
-            subprocess.run([sys.executable, "-m", "benchmarks.load_memory", folder], check=True)
+            for dtype in ("bfloat16", "float32"):  # of what is not rounded, the embedding and the head
+                subprocess.run([sys.executable, "-m", "benchmarks.load_memory", folder, dtype], check=True)
