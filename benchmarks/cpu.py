@@ -16,7 +16,9 @@ import time
 
 import torch
 from tqdm import tqdm
+from transformers.cache_utils import Cache, DynamicCache
 
+from helpers.cache import growing_cache
 from helpers.int8 import Int8Config
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM
 
@@ -24,7 +26,7 @@ from .compare import speeds
 
 LAYERS, OFFICIAL_LAYERS = 4, 32
 TOWER_LAYERS, OFFICIAL_TOWER_LAYERS = 4, 23
-#: What each form is loaded with. The page that this project grew from ran the first.
+#: What each form is loaded with. The page that this project grew from ran the first, with transformers' own cache.
 FORMS = {
     "bfloat16": {"dtype": torch.bfloat16, "attn_implementation": "eager"},
     "float32": {"dtype": torch.float32, "attn_implementation": "sdpa"},
@@ -48,18 +50,18 @@ def seconds(work) -> float:
 
 
 @torch.no_grad()
-def measure(model: Phi3VForCausalLM, tiles: int, length: int, steps: int) -> dict[str, float]:
+def measure(model: Phi3VForCausalLM, cache: Cache, tiles: int, length: int, steps: int) -> dict[str, float]:
     """Seconds of the tower for `tiles`, of the decoder for a prompt of `length`, of one more token, and of its head."""
     pixel_values = torch.rand(1, tiles, 3, 336, 336, dtype=model.dtype)
     sizes = torch.tensor([[336 * (tiles - 1), 336]])
     ids = torch.randint(0, 32_000, (1, length))
     tower = seconds(lambda: model.get_image_features(pixel_values, sizes))
     start = time.perf_counter()
-    outputs = model(ids, use_cache=True, logits_to_keep=1)
+    model(ids, past_key_values=cache, logits_to_keep=1)
     prefill = time.perf_counter() - start
     start = time.perf_counter()
     for _ in range(steps):
-        outputs = model(ids[:, :1], past_key_values=outputs.past_key_values, use_cache=True)
+        model(ids[:, :1], past_key_values=cache)
     token = (time.perf_counter() - start) / steps
     last = torch.rand(1, 1, model.config.hidden_size, dtype=model.dtype)
     head = sum(seconds(lambda: model.lm_head(last)) for _ in range(steps)) / steps
@@ -91,7 +93,8 @@ def main():
         for i in range(args.rounds + 1):
             for name, model in models.items():
                 bar.set_description(name)
-                times = whole(measure(model, args.tiles, args.length, args.steps))
+                cache = DynamicCache() if name == "bfloat16" else growing_cache()
+                times = whole(measure(model, cache, args.tiles, args.length, args.steps))
                 if i > 0:  # the first round warms up
                     results[name].append(times)
                 bar.update()

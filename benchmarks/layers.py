@@ -4,8 +4,8 @@ import argparse
 
 import torch
 from tqdm import tqdm
-from transformers.cache_utils import DynamicCache
 
+from helpers.cache import growing_cache
 from helpers.phi3_v import Phi3VForCausalLM
 
 from .compare import report, speeds
@@ -21,7 +21,7 @@ class Ours:
     def __call__(self, inputs_embeds: torch.Tensor, past: int) -> torch.Tensor:
         """Hidden states of the new positions after `past` ones; 0 begins anew."""
         if past == 0:
-            self.cache = DynamicCache()
+            self.cache = growing_cache()
         outputs = self.model(inputs_embeds=inputs_embeds.to(self.model.dtype), past_key_values=self.cache)
         return outputs.last_hidden_state
 
