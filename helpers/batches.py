@@ -81,7 +81,7 @@ def _readable(source, processor):
 
 def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens: int) -> list[Answer]:
     """The answers to one batch."""
-    from .cache import growing_cache
+    from .cache import best_cache
 
     start = time.perf_counter()
     pictures = [[load_image(image) for image in row] for row in rows]
@@ -91,7 +91,7 @@ def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        past_key_values=growing_cache(),
+        **best_cache(model),
         **ONE_BY_ONE,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,

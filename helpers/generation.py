@@ -159,7 +159,7 @@ def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller
 def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, seed):
     import torch
 
-    from .cache import growing_cache
+    from .cache import best_cache
 
     start = time.perf_counter()
     cuda = _cuda(model)
@@ -185,7 +185,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     compiled = getattr(model, "compiled_decoding", None)
     positions = inputs["input_ids"].shape[1] + max_new_tokens
     with compiled.lend(positions) if compiled else contextlib.nullcontext({}) as lent:
-        lent = lent or {"past_key_values": growing_cache()}
+        lent = lent or best_cache(model)
         tokens = model.generate(
             **inputs,
             **sampling,

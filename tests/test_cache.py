@@ -1,11 +1,13 @@
 """helpers/cache.py: the same keys and values as in transformers' own cache, without copying them for each token."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from phi3_v_data import tiny_model
 from transformers.cache_utils import DynamicCache
 
-from helpers.cache import SPARE, growing_cache
+from helpers.cache import SPARE, GrowingLayer, best_cache, growing_cache
 
 
 def states(positions: int, batch: int = 2) -> torch.Tensor:
@@ -64,3 +66,10 @@ def test_the_model_says_the_same():
         for cache in (growing_cache(), DynamicCache(config=model.config))
     ]
     assert torch.equal(*said)
+
+
+def test_it_is_for_the_cpu():
+    cache = best_cache(tiny_model())["past_key_values"]
+    cache.update(states(1), states(1), 0)
+    assert isinstance(cache.layers[0], GrowingLayer)
+    assert best_cache(SimpleNamespace(device=torch.device("mps"))) == {}
