@@ -56,7 +56,7 @@ def load(folder: str, dtype: str):
         while not done.wait(0.02):
             samples.append(memory())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     model = Phi3VForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=Int8Config())
     done.set()

@@ -10,26 +10,31 @@ SPARE = 64
 class GrowingLayer(DynamicLayer):
     """A `DynamicLayer` whose `keys` and `values` (batch, heads, positions, head size) have room behind them."""
 
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor):
+        super().lazy_initialization(key_states, value_states)
+        self.all_keys, self.all_values = self.keys, self.values  # with the room
+
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = appended(self.keys, key_states), appended(self.values, value_states)
+        self.all_keys, self.keys = appended(self.all_keys, self.keys, key_states)
+        self.all_values, self.values = appended(self.all_values, self.values, value_states)
         return self.keys, self.values
 
 
-def appended(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Both along the positions: in place if `past` is the beginning of a larger tensor with room for `new`."""
-    batch, heads, added, size = new.shape
+def appended(whole: torch.Tensor, past: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor that begins with `past` and `new`, along the positions, and that part of it: `whole`, if it begins with
+    `past`, has room, and may be written to."""
     length = past.shape[-2] if past.numel() else 0
-    room = past.stride(1) // size if length else 0  # the positions of the tensor that `past` is a part of
-    if length + added <= room:
-        whole = past.as_strided((batch, heads, room, size), past.stride())
-    else:
-        whole = new.new_empty(batch, heads, length + added + SPARE, size)
+    total = length + new.shape[-2]
+    is_its_beginning = length and past.data_ptr() == whole.data_ptr() and past.stride() == whole.stride()
+    frozen = torch.is_grad_enabled() or (whole.is_inference() and not torch.is_inference_mode_enabled())
+    if frozen or not is_its_beginning or past.shape[:2] != whole.shape[:2] or total > whole.shape[-2]:
+        whole = new.new_empty(*new.shape[:2], total + SPARE, new.shape[-1])
         if length:
             whole[:, :, :length] = past
-    whole[:, :, length : length + added] = new
-    return whole[:, :, : length + added]
+    whole[:, :, length:total] = new
+    return whole, whole[:, :, :total]
 
 
 def growing_cache() -> Cache:
@@ -38,5 +43,7 @@ def growing_cache() -> Cache:
 
 
 def best_cache(model) -> dict:
-    """What to give to `generate`: this cache on a CPU, and nothing elsewhere, where it was never tried."""
-    return {"past_key_values": growing_cache()} if model.device.type == "cpu" else {}
+    """What to give to `generate`: this cache on a CPU, and nothing elsewhere, where it was never tried, or where the
+    model's own settings ask for a kind of cache."""
+    asked = model.generation_config.cache_implementation
+    return {"past_key_values": growing_cache()} if model.device.type == "cpu" and not asked else {}

@@ -2,9 +2,11 @@
 
 `load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are read;
 each row of activations is rounded when it comes by. As in LLM.int8() (Dettmers et al., 2022,
-https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass, and so do the
-few rows of a step that writes a token.
+https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass. Where that
+costs no time, the few rows of a step that writes a token keep more bits.
 """
+
+import functools
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .int8_kernels import FEW, by_vnni, kernel_of_this_cpu
+from .int8_kernels import FEW, by_fbgemm, by_vnni, few_by_bfloat16, kernel_of_this_cpu
 
 METHOD = "phi3_v_int8"
 #: The embedding is a table and the head decides between near words; both keep their precision.
@@ -38,41 +40,43 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def pack(self):
-        """To be called once, when the weight is there. The packed one takes its place."""
+        """To be called once, when the weight is there. The packed one takes its place, and cannot be pickled."""
         kernel, _ = kernel_of_this_cpu()
-        self.multiply = kernel(self.weight.detach())
-        self.few = 0 if kernel is by_vnni else FEW // 2  # two passes at once have not been timed with VNNI
-        self.weight = None
+        weight, self.weight = self.weight.detach(), None
+        self.multiply = kernel(weight)
+        # With VNNI nothing else has been timed for few rows.
+        others = {by_fbgemm: self._in_15_bits, by_vnni: self._in_8_bits}
+        self.multiply_few = others.get(kernel, functools.partial(few_by_bfloat16, weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
-        y = self._few(rows) if len(rows) <= self.few else self._many(rows)
+        y = self.multiply_few(rows) if len(rows) <= FEW else self._in_8_bits(rows)
         y = y.mul_(self.weight_scale)
         y = y.to(x.dtype) if self.bias is None else (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _few(self, rows: torch.Tensor) -> torch.Tensor:
-        """The product with rows of 15 bits: coarse steps, and the fine ones between two of them. Both at once take
-        hardly longer than one, as the weight is read once."""
-        scale = largest(rows) / (127 * 127)
-        fine = (rows / scale).round_()
-        coarse = (fine / 127).round_()
-        y = self.multiply(torch.cat([coarse, fine.sub_(coarse, alpha=127)]))
-        return y[len(rows) :].add_(y[: len(rows)], alpha=127).mul_(scale)
-
-    def _many(self, rows: torch.Tensor) -> torch.Tensor:
+    def _in_8_bits(self, rows: torch.Tensor) -> torch.Tensor:
         """The product with rows of 8 bits, and a second pass for what these leave of the rows with outliers."""
         scale = largest(rows) / 127
         whole = (rows / scale).round_()
         y = self.multiply(whole).mul_(scale)
-        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        hard = (127 * scale * self.in_features**0.5 > OUTLIER * length).squeeze(1)
+        length = torch.linalg.vector_norm(whole, dim=1)
+        hard = (length > 0) & (OUTLIER * length < 127 * self.in_features**0.5)
         if hard.any():
             rest = rows[hard] - whole[hard] * scale[hard]
             scale = largest(rest) / 127
             y[hard] += self.multiply((rest / scale).round_()).mul_(scale)
         return y
+
+    def _in_15_bits(self, rows: torch.Tensor) -> torch.Tensor:
+        """The product with coarse steps of the rows and the fine ones between two of them, both at once. For one or two
+        rows it takes hardly longer than the coarse ones alone: reading the weight takes the time."""
+        scale = largest(rows) / (127 * 127)
+        fine = (rows / scale).round_()
+        coarse = (fine / 127).round_()
+        y = self.multiply(torch.cat([coarse, fine.sub_(coarse, alpha=127)]))
+        return y[len(rows) :].add_(y[: len(rows)], alpha=127).mul_(scale)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

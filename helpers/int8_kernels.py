@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-#: So many rows are few: reading the weight is what takes the time then.
-FEW = 16
+#: So many rows are few, as in the step that writes a token.
+FEW = 8
 
 
 def by_vnni(weight: torch.Tensor) -> Callable:
@@ -27,10 +27,10 @@ def by_fbgemm(weight: torch.Tensor) -> Callable:
     PyTorch calls these functions deprecated. Where they are gone, `by_onednn` is next.
     """
     packed = torch.fbgemm_pack_quantized_matrix(weight)
-    sums, bias = weight.sum(1, dtype=torch.int32), torch.zeros(len(weight))
+    sums, bias = weight.sum(1, dtype=torch.int32), torch.zeros(len(weight), dtype=torch.float32)
     shape = weight.new_empty(1, 1).expand(weight.shape)  # of the weight itself only the shape is looked at
     # The rows are rounded once more, by the smallest and largest value among them; this row makes that change nothing.
-    span = torch.zeros(1, weight.shape[1])
+    span = torch.zeros(1, weight.shape[1], dtype=torch.float32)
     span[0, :2] = torch.tensor([-128.0, 127.0])
 
     def multiply(rows: torch.Tensor) -> torch.Tensor:
@@ -41,12 +41,11 @@ def by_fbgemm(weight: torch.Tensor) -> Callable:
 
 
 def by_onednn(weight: torch.Tensor) -> Callable:
-    """By oneDNN, for x86 too. It packs the weight anew each time: few rows want it unpacked."""
-    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
+    """By oneDNN, for x86 too. It packs the weight anew each time, as `few_by_bfloat16` wants it unpacked."""
+    ones = torch.ones(len(weight), dtype=torch.float32)
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
 
     def multiply(rows: torch.Tensor) -> torch.Tensor:
-        if len(rows) <= FEW:
-            return few_by_bfloat16(rows, weight)
         packed, unsigned = torch.ops.onednn.qlinear_prepack(weight, None), (rows + 128).to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -56,13 +55,15 @@ def by_onednn(weight: torch.Tensor) -> Callable:
 
 
 def by_float(weight: torch.Tensor) -> Callable:
-    """For any CPU; many rows are no faster than in float32."""
-    return lambda rows: few_by_bfloat16(rows, weight) if len(rows) <= FEW else rows @ weight.float().t()
+    """For any CPU, no faster than float32."""
+    return lambda rows: rows @ weight.float().t()
 
 
-def few_by_bfloat16(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Every CPU is fast at it, and bfloat16 holds whole numbers up to 256."""
-    return torch._weight_int8pack_mm(rows.bfloat16(), weight, torch.ones(len(weight), dtype=torch.bfloat16)).float()
+def few_by_bfloat16(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A product of any few rows (n, in), rounded to bfloat16: what other CPUs than those of `by_fbgemm` and `by_vnni`
+    are fast at."""
+    ones = torch.ones(len(weight), dtype=torch.bfloat16)
+    return torch._weight_int8pack_mm(rows.bfloat16(), weight, ones).float()
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def kernel_of_this_cpu() -> tuple[Callable, int]:
     """The fastest of these that this CPU gets right, and the largest weight for it, 127 or 63. It is tried out:
     without VNNI 16-bit sums of two products overflow above 63."""
     x86 = [by_vnni] if torch.cpu.get_capabilities().get("avx512_vnni") else [by_fbgemm, by_onednn]
-    rows = torch.full((FEW + 1, 64), 127.0)
+    rows = torch.full((FEW + 1, 64), 127.0, dtype=torch.float32)
     for kernel, limit in (*itertools.product(x86, (127, 63)), (by_float, 127)):
         weight = torch.full((16, 64), limit, dtype=torch.int8)
         # Not every build has all of them, and what is deprecated says so at the first call.

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from phi3_v_data import tiny_model
+from PIL import Image
 from transformers.cache_utils import DynamicCache
 
+import helpers
 from helpers.cache import SPARE, GrowingLayer, best_cache, growing_cache
 
 
@@ -31,10 +33,12 @@ def test_a_token_is_written_behind_the_others():
     """Nothing that is there is moved, as long as there is room."""
     cache, places = growing_cache(), set()
     for positions in [10] + [1] * SPARE:
-        keys, values = cache.update(states(positions), states(positions), 0)
+        with torch.no_grad():
+            keys, values = cache.update(states(positions), states(positions), 0)
         places.add((keys.data_ptr(), values.data_ptr()))
     assert len(places) == 1
-    keys, _ = cache.update(states(1), states(1), 0)
+    with torch.no_grad():
+        keys, _ = cache.update(states(1), states(1), 0)
     assert keys.data_ptr() not in {place for pair in places for place in pair}
 
 
@@ -59,17 +63,42 @@ def test_it_can_be_changed_between_two_tokens(change):
         assert same(ours.update(*new, 0), theirs.update(*new, 0))
 
 
-def test_the_model_says_the_same():
-    model, ids = tiny_model(), torch.arange(3, 40)[None]
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
+@pytest.mark.parametrize("length", [37, 60])  # the second one passes the short context of 64 and is rebuilt
+def test_the_model_says_the_same(settings, length):
+    model, ids = tiny_model(), torch.arange(3, 3 + length)[None]
     said = [
-        model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=12, do_sample=False)
+        model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=SPARE + 9, do_sample=False, **settings)
         for cache in (growing_cache(), DynamicCache(config=model.config))
     ]
     assert torch.equal(*said)
 
 
+def test_what_was_written_in_inference_mode_is_left_alone():
+    """Nor is what a gradient still needs."""
+    cache = growing_cache()
+    with torch.inference_mode():
+        keys, _ = cache.update(states(3), states(3), 0)
+    with torch.no_grad():
+        assert cache.update(states(1), states(1), 0)[0].data_ptr() != keys.data_ptr()
+    places = {cache.update(states(1), states(1), 0)[0].data_ptr() for _ in range(3)}
+    assert len(places) > 1
+
+
+def test_a_stream_may_leave_inference_mode(pocket):
+    loaded = helpers.load_model_and_processor(pocket, device="cpu")
+    pieces = helpers.stream(*loaded, "Describe this picture.", Image.new("RGB", (300, 200), "white"))
+    with torch.inference_mode():
+        first = next(pieces)
+    assert first + "".join(pieces)
+
+
 def test_it_is_for_the_cpu():
-    cache = best_cache(tiny_model())["past_key_values"]
+    model = tiny_model()
+    cache = best_cache(model)["past_key_values"]
     cache.update(states(1), states(1), 0)
     assert isinstance(cache.layers[0], GrowingLayer)
-    assert best_cache(SimpleNamespace(device=torch.device("mps"))) == {}
+    elsewhere = SimpleNamespace(device=torch.device("mps"), generation_config=model.generation_config)
+    assert best_cache(elsewhere) == {}
+    model.generation_config.cache_implementation = "static"  # who asks for another one gets it
+    assert best_cache(model) == {}

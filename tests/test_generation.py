@@ -80,6 +80,7 @@ class Scripted:
 
     device = torch.device("cpu")
     config = SimpleNamespace(stop_token_ids=ENDS)
+    generation_config = SimpleNamespace(cache_implementation=None)
 
     def __init__(self, ids):
         self.ids = ids
