@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks.compare import report, speeds
 from benchmarks.cuda import all_tiles, floors
+from benchmarks.int4 import Int4Linear
 from benchmarks.preprocessing import original
 from helpers.phi3_v import Phi3VImageProcessor
 
@@ -67,3 +68,10 @@ def test_the_least_time_counts_tiles_positions_and_weights():
     floor = floors(model, a_picture(model), {"bytes/s": 2.0, "operations/s": 2.0})
     patches = 3 * (8 * 8 + 1)  # three tiles of 112 pixels, and a class token for each
     assert floor == {"first token": 100 * layers + patches * tower, "token": layers + model.lm_head.weight.numel()}
+
+
+def test_4_bits_lose_what_16_steps_lose():
+    """A step is a fifteenth of a block's range, so that these weights err by a sixteenth or so."""
+    linear, x = torch.nn.Linear(256, 64, bias=False).requires_grad_(False), torch.randn(5, 256)
+    exact = linear(x)
+    assert (Int4Linear(linear)(x) - exact).norm() / exact.norm() < 0.09
