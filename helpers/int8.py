@@ -7,6 +7,7 @@ costs no time, the few rows of a step that writes a token keep more bits.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -43,43 +44,47 @@ class Int8Linear(nn.Module):
         """To be called once, when the weight is there. The packed one takes its place, and cannot be pickled."""
         kernel, _ = kernel_of_this_cpu()
         weight, self.weight = self.weight.detach(), None
-        self.multiply = kernel(weight)
-        # With VNNI nothing else has been timed for few rows.
-        others = {by_fbgemm: self._in_15_bits, by_vnni: self._in_8_bits}
-        self.multiply_few = others.get(kernel, functools.partial(few_by_bfloat16, weight))
+        multiply = kernel(weight)
+        self.multiply = self.multiply_few = functools.partial(in_8_bits, multiply)
+        if kernel is by_fbgemm:
+            self.multiply_few = functools.partial(in_15_bits, multiply)
+        elif kernel is not by_vnni:  # with VNNI nothing else has been timed for few rows
+            self.multiply_few = functools.partial(few_by_bfloat16, weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
-        y = self.multiply_few(rows) if len(rows) <= FEW else self._in_8_bits(rows)
+        y = self.multiply_few(rows) if len(rows) <= FEW else self.multiply(rows)
         y = y.mul_(self.weight_scale)
         y = y.to(x.dtype) if self.bias is None else (y + self.bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _in_8_bits(self, rows: torch.Tensor) -> torch.Tensor:
-        """The product with rows of 8 bits, and a second pass for what these leave of the rows with outliers."""
-        scale = largest(rows) / 127
-        whole = (rows / scale).round_()
-        y = self.multiply(whole).mul_(scale)
-        length = torch.linalg.vector_norm(whole, dim=1)
-        hard = (length > 0) & (OUTLIER * length < 127 * self.in_features**0.5)
-        if hard.any():
-            rest = rows[hard] - whole[hard] * scale[hard]
-            scale = largest(rest) / 127
-            y[hard] += self.multiply((rest / scale).round_()).mul_(scale)
-        return y
-
-    def _in_15_bits(self, rows: torch.Tensor) -> torch.Tensor:
-        """The product with coarse steps of the rows and the fine ones between two of them, both at once. For one or two
-        rows it takes hardly longer than the coarse ones alone: reading the weight takes the time."""
-        scale = largest(rows) / (127 * 127)
-        fine = (rows / scale).round_()
-        coarse = (fine / 127).round_()
-        y = self.multiply(torch.cat([coarse, fine.sub_(coarse, alpha=127)]))
-        return y[len(rows) :].add_(y[: len(rows)], alpha=127).mul_(scale)
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def in_8_bits(multiply: Callable, rows: torch.Tensor) -> torch.Tensor:
+    """The product with rows of 8 bits, and a second pass for what these leave of the rows with outliers."""
+    scale = largest(rows) / 127
+    whole = (rows / scale).round_()
+    y = multiply(whole).mul_(scale)
+    length = torch.linalg.vector_norm(whole, dim=1)
+    hard = (length > 0) & (OUTLIER * length < 127 * rows.shape[1] ** 0.5)
+    if hard.any():
+        rest = rows[hard] - whole[hard] * scale[hard]
+        scale = largest(rest) / 127
+        y[hard] += multiply((rest / scale).round_()).mul_(scale)
+    return y
+
+
+def in_15_bits(multiply: Callable, rows: torch.Tensor) -> torch.Tensor:
+    """The product with coarse steps of the rows and the fine ones between two of them, both at once. For one or two
+    rows it takes hardly longer than the coarse ones alone: reading the weight takes the time."""
+    scale = largest(rows) / (127 * 127)
+    fine = (rows / scale).round_()
+    coarse = (fine / 127).round_()
+    y = multiply(torch.cat([coarse, fine.sub_(coarse, alpha=127)]))
+    return y[len(rows) :].add_(y[: len(rows)], alpha=127).mul_(scale)
 
 
 def largest(rows: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """int8 on the CPU: how near its products are, what it leaves alone, and that answers stay the same."""
 
+import gc
 import os
 import platform
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import Int8Linear, quantize
+from helpers.int8 import Int8Linear, in_8_bits, quantize
 from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, by_vnni, kernel_of_this_cpu
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
@@ -93,15 +95,22 @@ def test_the_row_of_a_new_token_keeps_more_than_8_bits(layers, monkeypatch):
     assert (int8_of(linear)(x) - exact).norm() / exact.norm() < 1e-3
 
 
-def test_rows_of_zeros_are_no_outliers(layers):
-    _, layer = layers
-    passes, multiply = [], layer.multiply
-    layer.multiply = lambda rows: passes.append(len(rows)) or multiply(rows)
-    try:
-        layer(torch.zeros(40, 768))
-    finally:
-        layer.multiply = multiply
+def test_rows_of_zeros_are_no_outliers():
+    passes = []
+    in_8_bits(lambda rows: passes.append(len(rows)) or torch.zeros(len(rows), 3), torch.zeros(40, 768))
     assert passes == [40]
+
+
+def test_a_layer_goes_when_nobody_has_it(layers):
+    """Not only when Python looks for cycles: of the official model it is gigabytes."""
+    gc.disable()
+    try:
+        layer = int8_of(layers[0])
+        gone = weakref.ref(layer)
+        del layer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_torchs_default_dtype_does_not_matter(layers):
