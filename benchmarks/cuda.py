@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from helpers.compiled import CompiledDecoding
-from helpers.generation import ONE_BY_ONE, _token_by_token
+from helpers.generation import ONE_BY_ONE, token_by_token
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 
 from .compare import speeds
@@ -104,7 +104,7 @@ def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tup
             do_sample=False,
             max_new_tokens=tokens,
             pad_token_id=0,
-            custom_generate=_token_by_token,
+            custom_generate=token_by_token,
         )
         for token in steps:
             ids.append(token)

@@ -17,7 +17,15 @@ from .checkpoints import (
     find_checkpoint,
     verify_checksums,
 )
-from .machine import available_memory, choose_attention, choose_device, choose_dtype, lack_of_memory
+from .machine import (
+    available_memory,
+    choose_attention,
+    choose_device,
+    choose_dtype,
+    choose_quantization,
+    lack_of_memory,
+    size_of_weights,
+)
 
 PYTHON_FLOOR = (3, 11)
 FLOORS = {"transformers": "5.17", "torch": "2.11", "pillow": "13.0"}
@@ -141,22 +149,15 @@ def _describe_machine(facts: list):
 
 def _describe_choices(parameters: int, device, facts: list, problems: list) -> None:
     """Add what suits a model of so many parameters on the device, and whether it fits there."""
-    dtype = choose_dtype(device, parameters)
+    dtype, quantization = choose_dtype(device, parameters), choose_quantization(device, parameters)
     attention = choose_attention(device, dtype.value)
-    size = parameters * dtype.value.itemsize
-    if lack := lack_of_memory(parameters, device, dtype.value):
+    size = size_of_weights(parameters, dtype.value, quantization.value) / 1e9
+    cuda, faster = device.type == "cuda", "load with compile=True (compiles for a minute, then writes faster)"
+    if lack := lack_of_memory(parameters, device, dtype.value, quantization.value):
         problems.append(lack)
     facts += [
-        ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason}), {size / 1e9:.2f} GB of weights"),
+        ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason})"),
+        ("quantization", f"{quantization.value or 'none'} ({quantization.reason}), {size:.2f} GB of weights"),
         ("attention", f"{attention.value} ({attention.reason})"),
-        ("faster", _faster(device.type, dtype.value, parameters)),
+        ("faster", faster if cuda else "nothing to add"),
     ]
-
-
-def _faster(device: str, dtype, parameters: int) -> str:
-    if device == "cuda":
-        return "load with compile=True (compiles for a minute, then writes faster)"
-    if device == "cpu" and parameters > 1e9:
-        share = "half" if dtype.itemsize == 2 else "a quarter"
-        return f'load with quantization="int8" (faster, in {share} of this memory)'
-    return "nothing to add"

@@ -194,7 +194,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
-            custom_generate=_token_by_token,
+            custom_generate=token_by_token,
             rng=rng,
         )
         for token in tokens:
@@ -220,7 +220,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     )
 
 
-def _token_by_token(
+def token_by_token(
     model, input_ids, logits_processor, stopping_criteria, generation_config, rng=None, one_step=None, **model_kwargs
 ) -> Iterator[int]:
     """transformers' own sampling loop for one row, as a generator of token ids.

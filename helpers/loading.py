@@ -14,7 +14,15 @@ from .checkpoints import (
     find_checkpoint,
     verify_checksums,
 )
-from .machine import SMALL, choose_attention, choose_device, choose_dtype, lack_of_memory, out_of_memory
+from .machine import (
+    SMALL,
+    choose_attention,
+    choose_device,
+    choose_dtype,
+    choose_quantization,
+    lack_of_memory,
+    out_of_memory,
+)
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -40,8 +48,8 @@ def load_model_and_processor(
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
         dtype: a torch.dtype or its name; by default what `choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
-        quantization: None, "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA
-            only), or a transformers quantization config.
+        quantization: "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA only), a
+            transformers quantization config, or False for none; by default what `choose_quantization` says.
         num_crops: at most so many tiles a picture; fewer tiles cost fewer tokens and less memory.
         compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token (`helpers.compiled`).
             Loading takes longer; answers are written faster.
@@ -63,11 +71,11 @@ def load_model_and_processor(
     _check_settings(device, attn_implementation, quantization, num_crops, compile)
     name = checkpoint_name(checkpoint)
     if name in PARAMETERS:
-        _dtype_that_fits(dtype, PARAMETERS[name], device, quantization)
+        _weights_that_fit(PARAMETERS[name], device, dtype, quantization)
     folder = find_checkpoint(checkpoint, revision=revision, local_files_only=local_files_only)
     verify_checksums(folder)
     parameters = count_parameters(folder)
-    dtype = _dtype_that_fits(dtype, parameters, device, quantization)
+    dtype, quantization = _weights_that_fit(parameters, device, dtype, quantization)
     attention = attn_implementation or ("sdpa" if compile else choose_attention(device, dtype).value)
     quantization = _quantization_config(quantization, device, dtype)
 
@@ -152,7 +160,7 @@ def _check_settings(device, attn_implementation, quantization, num_crops, compil
 
 def _check_quantization(quantization: str, device) -> None:
     if quantization not in ("int8", "int4"):
-        raise ValueError(f'quantization is {quantization!r}; pass "int8", "int4" or None.')
+        raise ValueError(f'quantization is {quantization!r}; pass "int8", "int4", False for none, or None.')
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
     if (device.type, quantization) != ("cpu", "int8") and (device.type != "cuda" or missing):
         cuda = device.type == "cuda"
@@ -163,18 +171,20 @@ def _check_quantization(quantization: str, device) -> None:
         )
 
 
-def _dtype_that_fits(dtype, parameters: int, device, quantization):
-    """The dtype asked for or the best one, if so many weights fit into memory in it."""
+def _weights_that_fit(parameters: int, device, dtype, quantization) -> tuple:
+    """The dtype and the quantization asked for or the best ones, if so many weights fit into memory with them."""
     dtype = dtype or choose_dtype(device, parameters).value
+    if quantization is None:
+        quantization = choose_quantization(device, parameters).value
     if lack := lack_of_memory(parameters, device, dtype, quantization):
         raise RuntimeError(f"{lack[0]}; {lack[1]}.")
-    return dtype
+    return dtype, quantization
 
 
 def _quantization_config(quantization, device, dtype):
     """The transformers config that `quantization` stands for."""
     if not isinstance(quantization, str):
-        return quantization
+        return quantization or None
     if device.type == "cpu":
         from .int8 import Int8Config
 

@@ -42,6 +42,21 @@ def choose_dtype(device, parameters: int) -> Choice:
     return Choice(torch.float32, "the CPU has no bfloat16 units, so float32 reads several times as fast")
 
 
+def choose_quantization(device, parameters: int) -> Choice:
+    """Whether a model of so many parameters runs best in 8 bits on `device`: "int8" or None."""
+    import torch
+
+    if parameters < SMALL:
+        return Choice(None, "the model is small")
+    if torch.device(device).type != "cpu":
+        return Choice(None, "not needed while they fit")
+    from .int8_kernels import by_float, kernel_of_this_cpu
+
+    if kernel_of_this_cpu()[0] is by_float:
+        return Choice(None, "the CPU is not faster in 8 bits")
+    return Choice("int8", "faster, and the least memory")
+
+
 def choose_attention(device, dtype) -> Choice:
     """The attention implementation to use on `device` in `dtype`."""
     import torch
@@ -67,13 +82,17 @@ def available_memory(device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
+def size_of_weights(parameters: int, dtype, quantization=None) -> float:
+    """Bytes that so many weights take in `dtype`, or in int8."""
+    # In int8 embedding and head, a twentieth of the official weights, keep their dtype.
+    return parameters * (1 + (dtype.itemsize - 1) / 20 if quantization else dtype.itemsize)
+
+
 def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:
     """What is wrong and what mends it, where so many weights cannot fit."""
     if quantization and device.type != "cpu":
         return None  # how much is left of the weights depends on the method
-    # In int8 embedding and head, a twentieth of the official weights, keep their dtype.
-    size = 1 + (dtype.itemsize - 1) / 20 if quantization else dtype.itemsize
-    needed, free = parameters * size, available_memory(device)
+    needed, free = size_of_weights(parameters, dtype, quantization), available_memory(device)
     if needed <= free:
         return None
     form = "int8" if quantization else str(dtype).removeprefix("torch.")

@@ -24,8 +24,8 @@ def test_a_sound_machine(golden_checkpoint):
     report = helpers.doctor(golden_checkpoint)
     assert report.ok
     assert report.problems == ()
-    names = "python transformers torch pillow helpers checkpoint device memory dtype attention faster".split()
-    assert list(facts(report)) == names
+    machine = "device memory dtype quantization attention faster"
+    assert list(facts(report)) == f"python transformers torch pillow helpers checkpoint {machine}".split()
     assert "1.0 M parameters" in facts(report)["checkpoint"]
     assert str(report).splitlines()[-1] == "Ready."
     assert repr(report) == str(report)
@@ -162,14 +162,14 @@ def test_another_name_on_the_hub_not_downloaded(monkeypatch, tmp_path):
     assert list(facts(report))[-1] == "memory"
 
 
-@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, "a quarter"), (torch.bfloat16, "half")])
-def test_what_8_bits_save(monkeypatch, tmp_path, dtype, share):
+@pytest.mark.parametrize(("dtype", "gigabytes"), [(torch.float32, "4.77"), (torch.bfloat16, "4.35")])
+def test_8_bits_on_a_cpu(monkeypatch, tmp_path, dtype, gigabytes):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(doctor_module, "choose_device", lambda: Choice(torch.device("cpu"), "a test"))
     monkeypatch.setattr(doctor_module, "choose_dtype", lambda device, parameters: Choice(dtype, "a test"))
-    advice = facts(helpers.doctor(helpers.OFFICIAL))["faster"]
-    assert advice == f'load with quantization="int8" (faster, in {share} of this memory)'
+    found = facts(helpers.doctor(helpers.OFFICIAL))["quantization"]
+    assert found == f"int8 (faster, and the least memory), {gigabytes} GB of weights"
 
 
 def test_weights_that_do_not_fit(monkeypatch, golden_checkpoint):
@@ -189,6 +189,6 @@ def test_sanitised_report_tells_nothing_of_the_machine(golden_checkpoint):
     for section in config.sections():
         text = re.sub(config[section]["regex"], config[section]["replace"], text)
     lines = text.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     kept = [line for line in lines if not line.endswith("of this machine")]
     assert [line.split()[0] for line in kept] == ["checkpoint", "Ready."]

@@ -8,6 +8,7 @@ from phi3_v_data import write_sums
 import helpers
 from helpers import CheckpointError, load_model_and_processor, machine
 from helpers.checkpoints import OFFICIAL_REVISION
+from helpers.int8 import Int8Linear
 from helpers.phi3_v import Phi3VForCausalLM
 
 
@@ -60,6 +61,18 @@ def test_impossible_settings(folder, settings, message):
 def test_quantization_needs_cuda(folder, device, quantization):
     with pytest.raises(RuntimeError, match=r"needs a CUDA GPU and `pip install bitsandbytes accelerate`"):
         load_model_and_processor(folder, device=device, quantization=quantization)
+
+
+def test_a_large_model_is_rounded_on_a_cpu(folder, monkeypatch):
+    def rounded(**settings):
+        model, _ = load_model_and_processor(folder, device="cpu", **settings)
+        return any(isinstance(module, Int8Linear) for module in model.modules())
+
+    assert not rounded()
+    assert rounded(quantization="int8")
+    monkeypatch.setattr(machine, "SMALL", 1000)
+    assert rounded()
+    assert not rounded(quantization=False)
 
 
 def test_a_flash_attention_config_loads_without_flash_attn(folder):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from helpers import machine
+from helpers import int8_kernels, machine
 
 BIG = 4_000_000_000
 
@@ -27,6 +27,14 @@ def test_dtype_on_gpus(monkeypatch):
         assert machine.choose_dtype("cuda", machine.SMALL - 1).value == torch.float32
     assert machine.choose_dtype("mps", BIG).value == torch.float16
     assert machine.choose_dtype("mps", 3_000_000).value == torch.float32
+
+
+def test_quantization(monkeypatch):
+    assert machine.choose_quantization("cpu", BIG).value == "int8"
+    assert machine.choose_quantization("cpu", machine.SMALL - 1).value is None
+    assert machine.choose_quantization("cuda", BIG).value is None
+    monkeypatch.setattr(int8_kernels, "kernel_of_this_cpu", lambda: (int8_kernels.by_float, 127))
+    assert machine.choose_quantization("cpu", BIG).value is None
 
 
 @pytest.mark.parametrize(
