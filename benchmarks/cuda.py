@@ -26,7 +26,7 @@ from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 
 from .compare import speeds
 
-FORMS = {"seed": "eager", "ours": "sdpa", "compiled": "sdpa"}
+FORMS = {"seed": "eager", "ours": "sdpa", "compiled": "sdpa", "compiled, eager": "eager"}
 #: Pictures of 4:3 and 16:9, width and height.
 SIZES = {"4:3": (1344, 1008), "16:9": (1920, 1080)}
 #: Tokens of a prompt beside those of its picture, and most tiles of a picture, as in Phi-3-vision.
@@ -130,7 +130,7 @@ def floors(model, inputs, ceiling: dict[str, float]) -> dict[str, float]:
 def rounds_of(form: str, model, questions: dict, args, bar: tqdm):
     """Of one form: seconds of each round but the first, which warms up; the ids it said; and what else is known."""
     model.set_attn_implementation(FORMS[form])
-    compiled = CompiledDecoding(model) if form == "compiled" else None
+    compiled = CompiledDecoding(model) if form.startswith("compiled") else None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     rows, ids, begin = [], {}, time.perf_counter()
@@ -169,9 +169,9 @@ def main():
     }
 
     def line(form: str, row: dict[str, float], note="") -> str:
-        return " ".join([f"{form:12}", *(f"{1000 * row[name]:18.2f}" for name in floor), f"  {note}"])
+        return " ".join([f"{form:15}", *(f"{1000 * row[name]:18.2f}" for name in floor), f"  {note}"])
 
-    print("milliseconds", *(f"{name:>18}" for name in floor))
+    print("milliseconds   ", *(f"{name:>18}" for name in floor))
     times, medians, ids, more = {}, {"floor": floor}, {}, {}
     with tqdm(total=(args.rounds + 1) * len(FORMS) * len(SIZES)) as bar:
         for form in FORMS:
