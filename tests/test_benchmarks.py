@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,37 @@ RUNS = {
     "int8": [{"prefill": 2.0, "token": 0.3}, {"prefill": 90.0, "token": 0.1}, {"prefill": 1.0, "token": 0.2}],
     "other": [{"prefill": 8.0, "token": 0.1}, {"prefill": 8.0, "token": 0.1}, {"prefill": 1.0, "token": 9.0}],
 }
+ROOT = Path(__file__).resolve().parent.parent
+README, DETAILS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "benchmarks/README.md"))
+
+
+def measured(name: str) -> list[dict]:
+    lines = (ROOT / "benchmarks" / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_each_script_is_described():
+    scripts = [file.stem for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text("utf-8")]
+    assert len(scripts) == 9
+    assert [name for name in scripts if f"`python -m benchmarks.{name}`" not in DETAILS] == []
+
+
+def test_the_tables_of_the_cpu_say_what_was_measured():
+    for line in measured("cpu"):
+        int8, float32 = line["speed"]["int8"], line["speed"]["float32"]
+        row = [f"{int8[part] / float32[part]:.1f} · {int8[part]:.1f}" for part in ("first token", "token")]
+        assert f"| {' | '.join(row)} |" in README
+        row = [f"{int8[part]:.1f} ({float32[part]:.1f})" for part in ("tower", "prefill", "first token", "token")]
+        assert f"| {' | '.join(row)} |" in DETAILS
+
+
+def test_the_tables_of_the_gpu_say_what_was_measured():
+    *_, line = measured("cuda")
+    for form, times in line["seconds"].items():
+        first = " · ".join(f"{1000 * times[f'first token {ratio}']:.0f}" for ratio in ("4:3", "16:9"))
+        assert all(f"| {first} |" in text for text in (README, DETAILS))
+        if form in line["more"]:
+            assert f"{line['more'][form]['peak GB']:.1f} GB |" in DETAILS
 
 
 def test_half_the_time_is_twice_as_fast():
