@@ -43,6 +43,15 @@ def errors(layers, x: torch.Tensor) -> torch.Tensor:
     return (layer(x) - exact).norm(dim=-1) / (exact - linear.bias).norm(dim=-1).clamp_min(1e-30)
 
 
+@pytest.mark.parametrize("where", ["meta", torch.bfloat16])
+def test_what_is_packed_stays_where_it_is(where):
+    layer = int8_of(nn.Linear(64, 32).requires_grad_(False))
+    assert layer.to("cpu") is layer
+    with pytest.raises(RuntimeError, match="load it anew"):
+        nn.Sequential(layer).to(where)
+    assert layer(torch.ones(1, 64)).dtype == torch.float32
+
+
 def test_ordinary_rows(layers):
     assert errors(layers, torch.randn(200, 768)).max() < 0.025
 
