@@ -168,6 +168,7 @@ def test_8_bits_on_a_cpu(monkeypatch, tmp_path, dtype, gigabytes):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(doctor_module, "choose_device", lambda: Choice(torch.device("cpu"), "a test"))
     monkeypatch.setattr(doctor_module, "choose_dtype", lambda device, parameters: Choice(dtype, "a test"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     found = facts(helpers.doctor(helpers.OFFICIAL))["quantization"]
     assert found == f"int8 (faster, and the least memory), {gigabytes} GB of weights"
 

@@ -71,6 +71,7 @@ def test_a_large_model_is_rounded_on_a_cpu(folder, monkeypatch):
     assert not rounded()
     assert rounded(quantization="int8")
     monkeypatch.setattr(machine, "SMALL", 1000)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert rounded()
     assert not rounded(quantization=False)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from helpers import int8_kernels, machine
+from helpers import machine
 
 BIG = 4_000_000_000
 
@@ -29,12 +29,12 @@ def test_dtype_on_gpus(monkeypatch):
     assert machine.choose_dtype("mps", 3_000_000).value == torch.float32
 
 
-def test_quantization(monkeypatch):
-    assert machine.choose_quantization("cpu", BIG).value == "int8"
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", "int8"), ("AVX512", "int8"), ("NEON", None)])
+def test_quantization(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert machine.choose_quantization("cpu", BIG).value == expected
     assert machine.choose_quantization("cpu", machine.SMALL - 1).value is None
     assert machine.choose_quantization("cuda", BIG).value is None
-    monkeypatch.setattr(int8_kernels, "kernel_of_this_cpu", lambda: (int8_kernels.by_float, 127))
-    assert machine.choose_quantization("cpu", BIG).value is None
 
 
 @pytest.mark.parametrize(
