@@ -26,7 +26,13 @@ from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 
 from .compare import speeds
 
-FORMS = {"seed": "eager", "ours": "sdpa", "compiled": "sdpa", "compiled, eager": "eager"}
+#: Attention of each form, and whether its step is compiled.
+FORMS = {
+    "seed": ("eager", False),
+    "ours": ("sdpa", False),
+    "compiled": ("sdpa", True),
+    "compiled, eager": ("eager", True),
+}
 #: Pictures of 4:3 and 16:9, width and height.
 SIZES = {"4:3": (1344, 1008), "16:9": (1920, 1080)}
 #: Tokens of a prompt beside those of its picture, and most tiles of a picture, as in Phi-3-vision.
@@ -129,8 +135,9 @@ def floors(model, inputs, ceiling: dict[str, float]) -> dict[str, float]:
 
 def rounds_of(form: str, model, questions: dict, args, bar: tqdm):
     """Of one form: seconds of each round but the first, which warms up; the ids it said; and what else is known."""
-    model.set_attn_implementation(FORMS[form])
-    compiled = CompiledDecoding(model) if form.startswith("compiled") else None
+    attention, is_compiled = FORMS[form]
+    model.set_attn_implementation(attention)
+    compiled = CompiledDecoding(model) if is_compiled else None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     rows, ids, begin = [], {}, time.perf_counter()

@@ -152,12 +152,12 @@ def _describe_choices(parameters: int, device, facts: list, problems: list) -> N
     dtype, quantization = choose_dtype(device, parameters), choose_quantization(device, parameters)
     attention = choose_attention(device, dtype.value)
     size = size_of_weights(parameters, dtype.value, quantization.value) / 1e9
-    cuda, faster = device.type == "cuda", "load with compile=True (compiles for a minute, then writes faster)"
+    faster = "load with compile=True (compiles for a minute, then writes faster)"
     if lack := lack_of_memory(parameters, device, dtype.value, quantization.value):
         problems.append(lack)
     facts += [
         ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason})"),
         ("quantization", f"{quantization.value or 'none'} ({quantization.reason}), {size:.2f} GB of weights"),
         ("attention", f"{attention.value} ({attention.reason})"),
-        ("faster", faster if cuda else "nothing to add"),
+        ("faster", faster if device.type == "cuda" else "nothing to add"),
     ]
