@@ -55,10 +55,22 @@ class CompiledDecoding:
     def step(self, input_ids, position_ids, past_key_values, **kwargs):
         """The model's outputs for one more token, `input_ids` (1, 1)."""
         # All that is in the cache belongs to the row, so that the graph makes the mask from its length.
-        return self._step(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with planned_attention():
+            return self._step(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+
+
+@contextlib.contextmanager
+def planned_attention():
+    """Lets cuDNN's attention be used, which the loader turns off: here it is planned once, for the cache's one size."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

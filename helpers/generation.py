@@ -6,7 +6,8 @@ import numbers
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from .images import load_image
 from .machine import out_of_memory
@@ -226,12 +227,13 @@ def token_by_token(
     """transformers' own sampling loop for one row, as a generator of token ids.
 
     `generate` prepares the arguments and hands this generator back, so that the caller sets the pace. `one_step`
-    takes the model's place where a single token goes in.
+    takes the model's place where a single token goes in; a GPU is then given the next step before the last one's
+    token is read, so that it never waits for Python (one step too many is begun at the end).
     """
     import torch
 
-    stopped, first = False, True
-    while not stopped:
+    ahead, unread, first = int(one_step is not None), deque(), True
+    while True:
         with torch.no_grad():  # entered anew each step: it must not reach the caller's code between two steps
             if first:
                 outputs = model._prefill(input_ids, generation_config, model_kwargs)
@@ -247,9 +249,30 @@ def token_by_token(
             else:
                 token = scores.argmax(-1, keepdim=True)
             input_ids = torch.cat([input_ids, token], dim=-1)
-            stopped = bool(stopping_criteria(input_ids, None).all())
-            first = False
-        yield int(token)
+            unread.append(_on_its_way(torch.cat([token[0], stopping_criteria(input_ids, None).long()])))
+        if first or len(unread) > ahead:
+            token, stopped = unread.popleft()()
+            yield token
+            if stopped:
+                return
+        first = False
+
+
+def _on_its_way(numbers) -> Callable[[], list[int]]:
+    """Begins to bring a tensor of few numbers here; what it returns waits for that one, not for what is begun later."""
+    import torch
+
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    here = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[int]:
+        arrived.synchronize()
+        return here.tolist()
+
+    return read
 
 
 def whole_prompt(prompt: str, num_images: int) -> str:

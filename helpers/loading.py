@@ -112,6 +112,8 @@ def load_model_and_processor(
     if num_crops is not None:
         processor.image_processor.num_crops = num_crops
     model.eval()
+    if device.type == "cuda":
+        plan_no_attention()
     if compile:
         _compile(model, processor)
     return model, processor
@@ -194,6 +196,14 @@ def _quantization_config(quantization, device, dtype):
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def plan_no_attention() -> None:
+    """Leaves cuDNN's attention out, in this process: on GPUs where PyTorch prefers it, it is planned anew for each
+    length, so for each prompt and each token of an answer, which takes longer than what it saves."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _compile(model, processor) -> None:

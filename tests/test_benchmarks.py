@@ -10,7 +10,7 @@ from phi3_v_data import noise_image, tiny_model
 from PIL import Image
 
 from benchmarks.compare import report, speeds
-from benchmarks.cuda import all_tiles, floors
+from benchmarks.cuda import all_tiles, floors, longer
 from benchmarks.int4 import Int4Linear
 from benchmarks.preprocessing import original
 from helpers.phi3_v import Phi3VImageProcessor
@@ -55,6 +55,14 @@ def test_the_table_of_the_gpu_says_what_was_measured(form, row):
     assert f"| {first} |" in found
     if form in line["more"]:
         assert f"{line['more'][form]['peak GB']:.1f} GB" in DETAILS
+
+
+def test_a_longer_question_shows_the_same_picture():
+    inputs = {"input_ids": torch.tensor([[5, 9, 9, 7]]), "pixel_values": torch.ones(1)}
+    asked = longer(inputs, 3)
+    assert asked["input_ids"].tolist() == [[5, 9, 9, 7, 7, 7, 7]]
+    assert asked["attention_mask"].shape == (1, 7) and asked["pixel_values"] is inputs["pixel_values"]
+    assert longer(inputs, 0)["input_ids"].tolist() == [[5, 9, 9, 7]]
 
 
 def test_half_the_time_is_twice_as_fast():

@@ -5,8 +5,9 @@ import torch
 from phi3_v_data import noise_image
 from torch._dynamo.testing import CompileCounter
 
-from helpers import generate, load_model_and_processor, stream
-from helpers.compiled import CompiledDecoding
+from helpers import generate, load_model_and_processor, loading, stream
+from helpers.compiled import CompiledDecoding, planned_attention
+from helpers.generation import ONE_BY_ONE, token_by_token
 
 SHORT_CONTEXT = 512  # of the golden checkpoint
 
@@ -99,6 +100,31 @@ def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
 def test_no_cache_is_longer_than_the_model(tiny, graphs):
     with tiny[0].compiled_decoding.lend(10**10) as lent:
         assert lent["past_key_values"].get_max_length() == tiny[0].config.max_position_embeddings
+
+
+def test_only_the_compiled_step_plans_its_attention(monkeypatch):
+    """cuDNN's, which the loader leaves out on a GPU: other steps have another length each time."""
+    flags = [True]
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: flags[-1])
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", flags.append)
+    loading.plan_no_attention()
+    with pytest.raises(ZeroDivisionError), planned_attention():
+        assert flags[-1]
+        1 / 0
+    assert flags == [True, False, True, False]
+
+
+def test_a_step_is_begun_before_the_last_ones_token_is_read(tiny, graphs):
+    """A GPU then never waits for Python; the first token comes at once, and at the end one step is too many."""
+    model, processor = tiny
+    begun = []
+    with model.compiled_decoding.lend(100) as lent:
+        step = lent.pop("one_step")
+        lent["one_step"] = lambda **inputs: (begun.append(inputs), step(**inputs))[1]
+        inputs = processor("<|user|>\nWhat is this?<|end|>\n<|assistant|>\n")
+        settings = {"do_sample": False, "max_new_tokens": 5, "custom_generate": token_by_token}
+        tokens = model.generate(**inputs, **lent, **ONE_BY_ONE, **settings)
+        assert [len(begun) for _ in tokens] == [0, 2, 3, 4, 5]
 
 
 def test_by_default_nothing_is_compiled(golden_checkpoint):

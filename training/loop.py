@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,6 +28,8 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def start() -> torch.device:
     """Fixes the seed, joins the other processes if `torchrun` started several, and returns the device."""
     torch.manual_seed(0)
+    # cuDNN plans its attention anew for each length, and every batch has another: that takes longer than the step.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if WORLD > 1:
         if torch.cuda.is_available():
             raise RuntimeError("One process trains on a GPU: leave `torchrun` out.")
@@ -101,6 +104,20 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
     )
 
 
+def again(batches, times: int, later: int = 32):
+    """Every batch `times` times, with at least `later` others between: a GPU learns faster than pictures are drawn."""
+    waiting = deque(maxlen=0 if times == 1 else None)
+    for batch in batches:
+        yield batch
+        waiting.append((batch, times - 1))
+        for _ in range(times - 1):
+            if len(waiting) > later:
+                batch, left = waiting.popleft()
+                yield batch
+                if left > 1:
+                    waiting.append((batch, left - 1))
+
+
 def inner_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weight matrices inside the layers by name, the largest first."""
     ends = ("embed_tokens.weight", "embedding.weight", "head.weight")
@@ -118,6 +135,45 @@ def tell_each_other(matrices: list[nn.Parameter]):
             parameter.detach().copy_(values.view_as(parameter))
 
 
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, with one computation for all matrices of a size: one after the other a GPU takes longer to start
+    them than to compute them."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            sizes = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    sizes.setdefault(parameter.shape, []).append(parameter)
+            for parameters in sizes.values():
+                self._step(parameters, group)
+
+    def _step(self, parameters: list[nn.Parameter], group: dict):
+        gradients = torch.stack([p.grad for p in parameters])
+        states = [self.state[p] for p in parameters]
+        past = torch.stack([state.get("momentum_buffer", torch.zeros_like(p)) for state, p in zip(states, parameters)])
+        past.lerp_(gradients, 1 - group["momentum"])
+        update = orthogonal(gradients.lerp(past, group["momentum"]), group["ns_coefficients"], group["ns_steps"])
+        rate = group["lr"] * 0.2 * math.sqrt(max(update.shape[1:]))  # `match_rms_adamw`
+        for parameter, state, momentum, change in zip(parameters, states, past, update):
+            state["momentum_buffer"] = momentum
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-rate)
+
+
+def orthogonal(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
+    """Matrices (number, rows, columns) with all singular values near 1, in bfloat16, by Newton and Schulz's iteration
+    (https://kellerjordan.github.io/posts/muon/)."""
+    a, b, c = coefficients
+    is_high = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT.bfloat16() if is_high else matrices.bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_high else x
+
+
 def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices inside the layers, AdamW for embeddings, heads, norms and biases.
 
@@ -132,7 +188,7 @@ def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
             (matrices if name in inner else others).setdefault(rate(name), []).append(parameter)
     groups = [[{"params": params, "lr": lr} for lr, params in part.items()] for part in (matrices, others)]
     return [
-        torch.optim.Muon(groups[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(groups[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(groups[1], weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 

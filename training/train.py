@@ -26,6 +26,7 @@ from .loop import (
     RANK,
     WORLD,
     Run,
+    again,
     compile_layers,
     fastest_attention,
     has_bfloat16,
@@ -210,6 +211,7 @@ def main():
     parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
     parser.add_argument("--look", type=float, default=0.1, help="weight of the lessons in looking beside the answers")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
+    parser.add_argument("--times", type=int, default=1, help="how often each picture is learned from, some steps apart")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
     parser.add_argument("--vision", help="state.pt of stage 1: the vision tower to begin with")
@@ -247,7 +249,8 @@ def main():
     collate = Collate(processor, args.read + args.look > 0, dtype)
     drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
-    for batch in run.steps(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.batch):
+    batches = again(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.times)
+    for batch in run.steps(batches, args.batch):
         model.vision_tower.requires_grad_(run.done >= args.frozen)
         loss, read, look, measures = loss_and_measures(model, batch, device, reader, looking)
         run.update(loss + args.read * read + args.look * look, **measures)
