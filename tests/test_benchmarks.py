@@ -61,7 +61,8 @@ def test_a_longer_question_shows_the_same_picture():
     inputs = {"input_ids": torch.tensor([[5, 9, 9, 7]]), "pixel_values": torch.ones(1)}
     asked = longer(inputs, 3)
     assert asked["input_ids"].tolist() == [[5, 9, 9, 7, 7, 7, 7]]
-    assert asked["attention_mask"].shape == (1, 7) and asked["pixel_values"] is inputs["pixel_values"]
+    assert asked["attention_mask"].shape == (1, 7)
+    assert asked["pixel_values"] is inputs["pixel_values"]
     assert longer(inputs, 0)["input_ids"].tolist() == [[5, 9, 9, 7]]
 
 

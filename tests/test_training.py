@@ -35,7 +35,7 @@ from training import (
     tokenizer,
     train,
 )
-from training.loop import Float32, Run, optimizers, start, stream_of_batches
+from training.loop import Float32, Muon, Run, again, optimizers, start, stream_of_batches
 from training.pictures import fonts, words
 from training.pictures.canvas import Canvas
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -679,6 +679,32 @@ def number_of(split: str, index: int) -> int:
 def test_a_run_with_other_batches_goes_on_at_the_beginning_of_a_step():
     batches = stream_of_batches(number_of, list, batch=4, workers=1, first=10)
     assert next(iter(batches)) == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [(1, range(6)), (2, [0, 1, 2, 0, 3, 1, 4, 2, 5, 3]), (3, [0, 1, 2, 0, 1, 3, 2, 0, 4, 1, 3, 5, 2, 4])],
+)
+def test_a_batch_comes_again_some_steps_later(times, order):
+    assert list(again(range(6), times, later=2)) == list(order)
+
+
+def steps_of_muon(optimizer) -> list[torch.Tensor]:
+    """Some matrices after five steps, in which now and then one has no gradient."""
+    torch.manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(size)) for size in [(8, 4), (4, 8), (8, 4), (6, 6), (8, 4)]]
+    muon = optimizer(matrices, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        for i, matrix in enumerate(matrices):
+            matrix.grad = torch.randn_like(matrix) if (step + i) % 4 else None
+        muon.step()
+    return [*matrices, *(state["momentum_buffer"] for state in muon.state.values())]
+
+
+def test_muon_for_many_matrices_is_pytorchs():
+    with Float32():
+        for ours, theirs in zip(steps_of_muon(Muon), steps_of_muon(torch.optim.Muon), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_workers_that_begin_anew_can_be_started():
