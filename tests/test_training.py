@@ -702,9 +702,8 @@ def steps_of_muon(optimizer) -> list[torch.Tensor]:
 
 
 def test_muon_for_many_matrices_is_pytorchs():
-    with Float32():
-        for ours, theirs in zip(steps_of_muon(Muon), steps_of_muon(torch.optim.Muon), strict=True):
-            torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(steps_of_muon(Muon), steps_of_muon(torch.optim.Muon), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=0)  # bfloat16; each step moves by about 0.05
 
 
 def test_workers_that_begin_anew_can_be_started():
