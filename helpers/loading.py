@@ -199,8 +199,8 @@ def _quantization_config(quantization, device, dtype):
 
 
 def plan_no_attention() -> None:
-    """Leaves cuDNN's attention out, in this process: on GPUs where PyTorch prefers it, it is planned anew for each
-    length, so for each prompt and each token of an answer, which takes longer than what it saves."""
+    """Leaves cuDNN's attention out, in this process: on GPUs where PyTorch prefers it (an H100), it is planned anew for
+    each length of a prompt, which takes longer than what it saves."""
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
