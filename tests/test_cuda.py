@@ -19,6 +19,7 @@ def expected():
 @pytest.mark.parametrize("settings", [{}, {"attn_implementation": "eager"}, {"compile": True}])
 def test_answers_are_those_of_the_cpu(expected, settings):
     loaded = load_model_and_processor(POCKET, device="cuda", **settings)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert [generate(*loaded, question, picture) for picture, question in zip(PICTURES, QUESTIONS)] == expected
 
 

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from helpers.loading import plan_no_attention
 from helpers.machine import SMALL, choose_dtype
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -28,8 +29,7 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def start() -> torch.device:
     """Fixes the seed, joins the other processes if `torchrun` started several, and returns the device."""
     torch.manual_seed(0)
-    # cuDNN plans its attention anew for each length, and every batch has another: that takes longer than the step.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    plan_no_attention()
     if WORLD > 1:
         if torch.cuda.is_available():
             raise RuntimeError("One process trains on a GPU: leave `torchrun` out.")
@@ -106,10 +106,11 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
 
 def again(batches, times: int, later: int = 32):
     """Every batch `times` times, with at least `later` others between: a GPU learns faster than pictures are drawn."""
-    waiting = deque(maxlen=0 if times == 1 else None)
+    waiting = deque()
     for batch in batches:
         yield batch
-        waiting.append((batch, times - 1))
+        if times > 1:
+            waiting.append((batch, times - 1))
         for _ in range(times - 1):
             if len(waiting) > later:
                 batch, left = waiting.popleft()
