@@ -58,6 +58,7 @@ def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="pictures a kind and split")
+    parser.add_argument("--first", type=int, default=0, help="number of the first picture: others to choose weights by")
     parser.add_argument("--kinds", nargs="+", default=SCORED, choices=SCORED, help="by default all that have pictures")
     parser.add_argument("--short", action="store_true", help="one short question on each chart, table or scene instead")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
@@ -72,7 +73,7 @@ def main():
     rows, report = ["| kind, split | pictures | exact | more |", "|---|---|---|---|"], {}
     for kind, split in itertools.product(args.kinds, ("heldout", "heldout_fonts")):
         name = f"{'short ' * args.short}{kind}, {split.replace('_', ' ')}"
-        samples = [draw(kind, split, i) for i in tqdm(range(args.pictures), unit="pic", desc=name)]
+        samples = [draw(kind, split, args.first + i) for i in tqdm(range(args.pictures), unit="pic", desc=name)]
         if args.short:
             samples = [short(sample, i) for i, sample in enumerate(samples)]
         questions, images = [sample.turns[0][0] for sample in samples], [sample.images for sample in samples]
