@@ -279,6 +279,27 @@ def test_short_questions_are_scored_by_their_conclusion(kind):
         assert not scores.score(sample, answer.replace(last, "something else."))["conclusion"]
 
 
+def test_other_pictures_can_be_scored(tmp_path, monkeypatch, capsys):
+    drawn = []
+
+    def draw(kind, split, index):
+        drawn.append((split, index))
+        return pictures.draw(kind, split, index)
+
+    def truths(model, processor, questions, images, **settings):
+        return [pictures.draw("scene", *which).turns[0][1] for which in drawn[-len(questions) :]]
+
+    monkeypatch.setattr(evaluate, "load_model_and_processor", lambda *args, **settings: (None, None))
+    monkeypatch.setattr(evaluate, "draw", draw)
+    monkeypatch.setattr(evaluate, "generate_many", truths)
+    arguments = ["evaluate", "--kinds", "scene", "--pictures", "2", "--first", "70", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    evaluate.main()
+    assert drawn == [("heldout", 70), ("heldout", 71), ("heldout_fonts", 70), ("heldout_fonts", 71)]
+    assert "| scene, heldout | 2 | 100.0% |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scene, heldout"]["wrong"] == []
+
+
 def test_invented_numbers_and_differences_are_counted():
     sample = pictures.draw("chart", "heldout", 0)
     _, truth = sample.turns[0]
