@@ -1,8 +1,9 @@
-"""Decoding on a GPU without waiting for Python: the step that writes one token as one compiled graph.
+"""Answers on a GPU without waiting for Python: the step that writes one token as one compiled graph, and parts of what
+comes before it.
 
 A step of the official model starts hundreds of small kernels, and a fast GPU is done with each before Python has
-started the next one. Compiled, with CUDA graphs, it is started once. That needs a cache whose tensors keep their size
-and their place.
+started the next one. Compiled and recorded as a CUDA graph, it is started once. That needs a cache whose tensors keep
+their size and their place.
 """
 
 import contextlib
@@ -23,10 +24,10 @@ class CompiledDecoding:
     """
 
     def __init__(self, model, smallest: int = 4096, backend="inductor"):
-        self._config, self._smallest, self._room, self._cache = model.config, smallest, 0, None
+        self._model, self._smallest = model, smallest
+        self._room, self._cache, self._recorded = 0, None, None
         self._lent = threading.Lock()
-        mode = {"mode": "reduce-overhead"} if backend == "inductor" else {}
-        self._step = torch.compile(model.__call__, fullgraph=True, dynamic=False, backend=backend, **mode)
+        self._compiled = torch.compile(model.__call__, fullgraph=True, dynamic=False, backend=backend)
 
     @contextlib.contextmanager
     def lend(self, positions: int) -> Iterator[dict]:
@@ -37,32 +38,71 @@ class CompiledDecoding:
         try:
             yield {"past_key_values": self._empty_cache(positions), "one_step": self.step}
         except Exception:  # one that is too large for the memory must not be lent again
-            self._room, self._cache = 0, None
+            self._forget()
             raise
         finally:
             self._lent.release()
 
+    def _forget(self):
+        self._room, self._cache, self._recorded = 0, None, None
+
     def _empty_cache(self, positions: int) -> StaticCache:
         """An empty cache for so many positions or more: the last one, if it is large enough."""
-        positions = min(positions, self._config.max_position_embeddings)
+        config = self._model.config
+        positions = min(positions, config.max_position_embeddings)
         if self._room < positions:
+            self._forget()  # first, for it takes memory
             self._room = max(self._smallest, 1 << (positions - 1).bit_length())
-            self._cache = StaticCache(config=self._config, max_cache_len=self._room)
-        else:
-            self._cache.reset()
+            self._cache = StaticCache(config=config, max_cache_len=self._room)
+            head_size, device = self._model.model.layers[0].self_attn.head_dim, self._model.device
+            self._cache.early_initialization(1, config.num_key_value_heads, head_size, self._model.dtype, device)
+            if device.type == "cuda":
+                self._recorded = Recorded(self._step, self._cache)
+        self._cache.reset()
         return self._cache
 
     def step(self, input_ids, position_ids, past_key_values, **kwargs):
-        """The model's outputs for one more token, `input_ids` (1, 1)."""
+        """The model's outputs for one more token, `input_ids` (1, 1); on a GPU the next step overwrites them."""
+        step = self._recorded or self._step
+        return step(input_ids, position_ids, past_key_values)
+
+    def _step(self, input_ids, position_ids, past_key_values):
         # All that is in the cache belongs to the row, so that the graph makes the mask from its length.
-        with planned_attention():
-            return self._step(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        return self._compiled(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+
+class Recorded:
+    """What one step starts on a GPU, as a CUDA graph: it is played again without the checks before compiled code."""
+
+    def __init__(self, step, cache: StaticCache):
+        device = cache.layers[0].device
+        self._input_ids, self._position_ids = torch.zeros(2, 1, 1, dtype=torch.long, device=device)
+        self._graph, inputs = torch.cuda.CUDAGraph(), (self._input_ids, self._position_ids, cache)
+        with torch.no_grad(), torch.cuda.device(device), planned_attention():
+            for _ in range(2):  # compiles, and plans what is planned at the first call
+                step(*inputs)
+            # Other threads may go on using the GPU.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._outputs = step(*inputs)
+
+    def __call__(self, input_ids, position_ids, past_key_values):
+        self._input_ids.copy_(input_ids)
+        self._position_ids.copy_(position_ids)
+        self._graph.replay()
+        return self._outputs
+
+
+def compile_prompts(model, backend="inductor"):
+    """Compiles, for prompts and pictures of any size, the layers of the vision tower and the `mlp` of the decoder's.
+    (Their norms, so small, wait longer for the checks before compiled code than they gain by it.)"""
+    for part in (*model.vision_tower.encoder.layers, *(layer.mlp for layer in model.model.layers)):
+        part.compile(dynamic=True, backend=backend)
 
 
 @contextlib.contextmanager

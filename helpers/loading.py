@@ -51,8 +51,8 @@ def load_model_and_processor(
         quantization: "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA only), a
             transformers quantization config, or False for none; by default what `choose_quantization` says.
         num_crops: at most so many tiles a picture; fewer tiles cost fewer tokens and less memory.
-        compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token (`helpers.compiled`).
-            Loading takes longer; answers are written faster.
+        compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token and parts of what
+            comes before it (`helpers.compiled`). Loading takes longer; answers come faster.
         local_files_only: never ask the hub.
 
     Only safetensors weights and this package's own code are used. A folder with a SHA256SUMS file is checked
@@ -208,13 +208,16 @@ def plan_no_attention() -> None:
 
 def _compile(model, processor) -> None:
     """Compile now, in sight, rather than in the middle of the first answer."""
+    from PIL import Image
     from tqdm import tqdm
 
-    from .compiled import CompiledDecoding
+    from .compiled import CompiledDecoding, compile_prompts
     from .generation import stream
 
+    compile_prompts(model)
     model.compiled_decoding = CompiledDecoding(model)
-    for _ in tqdm(stream(model, processor, "Count to nine.", max_new_tokens=9), "compiling", unit="piece"):
+    asked = "Count to nine.", Image.new("RGB", (400, 300))
+    for _ in tqdm(stream(model, processor, *asked, max_new_tokens=9), "compiling", unit="piece"):
         pass
 
 

@@ -5,8 +5,8 @@ import torch
 from phi3_v_data import noise_image
 from torch._dynamo.testing import CompileCounter
 
-from helpers import generate, load_model_and_processor, loading, stream
-from helpers.compiled import CompiledDecoding, planned_attention
+from helpers import generate, generate_many, load_model_and_processor, loading, stream
+from helpers.compiled import CompiledDecoding, compile_prompts, planned_attention
 from helpers.generation import ONE_BY_ONE, token_by_token
 
 SHORT_CONTEXT = 512  # of the golden checkpoint
@@ -38,6 +38,22 @@ def test_one_graph_for_twenty_questions(tiny, graphs):
         asked = ("word " * (1 + 4 * i), pictures)
         assert generate(*tiny, *asked, max_new_tokens=6) == usual(tiny, *asked, max_new_tokens=6)
     assert graphs.frame_count == 1
+
+
+def test_compiled_prompts_of_any_size(tiny, graphs):
+    """Two graphs, one for a layer of the tower and one for an `mlp`, and as before one for the step, in which the
+    latter is a part."""
+    asked = [("word " * (1 + 4 * i), [noise_image(60, 60 + 40 * i, j) for j in range(i % 3)]) for i in range(9)]
+    expected = [usual(tiny, *pair, max_new_tokens=6) for pair in asked]
+    counter = CompileCounter()
+    compile_prompts(tiny[0], backend=counter)
+    try:
+        assert [generate(*tiny, *pair, max_new_tokens=6) for pair in asked] == expected
+        assert (counter.frame_count, graphs.frame_count) == (2, 1)
+        assert generate_many(*tiny, *zip(*asked), max_new_tokens=6, progress=False) == expected
+    finally:
+        for module in tiny[0].modules():
+            module._compiled_call_impl = None
 
 
 def test_an_answer_that_passes_the_short_context(tiny, graphs):

@@ -21,9 +21,9 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 def _of_chart(rng, split):
     content = chart.content(rng, split)
-    if rng.random() < 0.5:  # one digit is compared first, then several, then numbers of unlike length
+    if rng.random() < 0.7:  # numbers of like length and of unlike
         numbers, comma = [], rng.choice(("", ","))
-        for digits in rng.choice(((1,), (2,), (3,), (1, 2, 3, 4, 5))):
+        for digits in rng.choice(((3,), (2, 3), (3, 4), (4, 5), (3, 4, 5), (1, 2, 3, 4, 5))):
             numbers += rng.sample(range(10 ** (digits - 1), 10**digits), 8)
         values = [f"{number:{comma}}" for number in rng.sample(numbers, len(content.labels))]
         content = replace(content, values=values, ordered=False)

@@ -7,6 +7,8 @@ import random
 from faker.providers.lorem.en_US import Provider as Lorem
 from faker.providers.person.en_US import Provider as Person
 
+from ..tokenizer import WORDS
+
 #: Languages that are written in these letters, or nearly so, for training only: ten thousand words and names are not
 #: learned by heart as one thousand are.
 LANGUAGES = ("cs_CZ", "da_DK", "de_DE", "es_ES", "fr_FR", "it_IT", "pl_PL")
@@ -25,6 +27,8 @@ LAST_NAMES = sorted(set(Person.last_names))
 FOREIGN = [word.lower() for word in _foreign("lorem", "word_list")]
 FOREIGN_FIRST_NAMES = _foreign("person", "first_names")
 FOREIGN_LAST_NAMES = _foreign("person", "last_names")
+#: Words that are one token each, for what a model never says in training it cannot say.
+WHOLE = sorted({word.lower() for word in WORDS if len(word) > 2})
 
 _ONSETS = """b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kn l m n p ph pl pr qu r s sc sh sk sl sm sn sp
     st str sw t th tr tw v w wh x y z""".split()
@@ -39,8 +43,8 @@ _NUMBERS = ("{}", "{}", "{}", "{}%", "${}", "{}.5", "{},000", "#{}", "({})", "+{
 
 
 def held_out(word: str) -> bool:
-    """One word in ten is never trained on, whatever its case."""
-    return hashlib.sha1(word.lower().encode()).digest()[0] % 10 == 0
+    """One word in ten is never trained on, whatever its case; those of one token all are."""
+    return word.lower() not in WHOLE and hashlib.sha1(word.lower().encode()).digest()[0] % 10 == 0
 
 
 def of_split(rng: random.Random, split: str, make) -> str:
@@ -67,6 +71,11 @@ def foreign(rng: random.Random) -> str:
     return rng.choice(FOREIGN)
 
 
+def whole(rng: random.Random) -> str:
+    """A word that is one token."""
+    return rng.choice(WHOLE)
+
+
 def shuffled(rng: random.Random) -> str:
     """The letters of a word in any order: they can be read and not be guessed."""
     letters = rng.choice(COMMON)
@@ -74,12 +83,12 @@ def shuffled(rng: random.Random) -> str:
 
 
 def word(rng: random.Random, split: str) -> str:
-    """A lower-case word: every fourth one is invented. In training every second one of the others is foreign or has
-    its letters shuffled: what a model knows by heart it guesses, and takes other words for it."""
+    """A lower-case word: every fourth one is invented. In training every second one of the others is foreign, has its
+    letters shuffled or is one token: what a model knows by heart it guesses, and takes other words for it."""
     if rng.random() < 0.25:
         return of_split(rng, split, invented)
     if split == "train" and rng.random() < 0.5:
-        return of_split(rng, split, rng.choice((shuffled, foreign, foreign)))
+        return of_split(rng, split, rng.choice((shuffled, foreign, foreign, whole)))
     return of_split(rng, split, common)
 
 
