@@ -1,12 +1,15 @@
 """Compiled decoding gives the answers of the usual one, by one graph."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 from phi3_v_data import noise_image
 from torch._dynamo.testing import CompileCounter
 
 from helpers import generate, generate_many, load_model_and_processor, loading, stream
-from helpers.compiled import CompiledDecoding, compile_prompts, planned_attention
+from helpers.compiled import CompiledDecoding, Recorded, compile_prompts, planned_attention
 from helpers.generation import ONE_BY_ONE, token_by_token
 
 SHORT_CONTEXT = 512  # of the golden checkpoint
@@ -141,6 +144,25 @@ def test_a_step_is_begun_before_the_last_ones_token_is_read(tiny, graphs):
         settings = {"do_sample": False, "max_new_tokens": 5, "custom_generate": token_by_token}
         tokens = model.generate(**inputs, **lent, **ONE_BY_ONE, **settings)
         assert [len(begun) for _ in tokens] == [0, 2, 3, 4, 5]
+
+
+def test_a_recorded_step(tiny, graphs, monkeypatch):
+    """As on a GPU: the inputs keep their place, and each step overwrites what the last one said."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    for name in ("graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, **kwargs: contextlib.nullcontext())
+    compiled = tiny[0].compiled_decoding
+    cache = compiled._empty_cache(100)
+    recorded = compiled._recorded = Recorded(compiled._step, cache)
+
+    def replay():
+        outputs = compiled._step(recorded._input_ids, recorded._position_ids, cache)
+        recorded._outputs.logits.copy_(outputs.logits)
+
+    recorded._graph.replay = replay
+    for asked in (("What is this?", noise_image(90, 90)), ("And this, then?", noise_image(60, 90, 1))):
+        assert generate(*tiny, *asked, max_new_tokens=12) == usual(tiny, *asked, max_new_tokens=12)
+    assert graphs.frame_count == 1
 
 
 def test_by_default_nothing_is_compiled(golden_checkpoint):

@@ -48,7 +48,7 @@ def draw(rng: random.Random, split: str, chart):
             axes.bar_label(bars, chart.values, padding=3, fontproperties=family, fontsize=small)
             if lying:
                 axes.invert_yaxis()
-        axes.margins(x=0.22 if lying else 0.08, y=0.16)
+        axes.margins(**{"x": 0.22, "y": 0.03} if lying else {"x": 0.08, "y": 0.16})  # room for the values
         title_size = min(rng.randint(22, 26), 72 * 0.7 * width / (0.58 * len(chart.title)))
         axes.set_title(chart.title, fontproperties=family, fontsize=title_size)
         (axes.set_xlabel if lying else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=19)
