@@ -33,7 +33,7 @@ def generate_many(
     Prompts of similar length go together. Each answer is that of `generate`, but for rounding: where two words are
     nearly as likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
 
-    Every picture is read once before the first batch, so that a broken one costs no answers.
+    Every picture is read once, and every tag looked at, before the first batch: a broken one costs no answers.
 
     Raises:
         ValueError: another number of prompts than of images, tags that do not match the pictures, or no room.
@@ -52,6 +52,8 @@ def generate_many(
     rows = [as_list(row) for row in images]
     texts = [whole_prompt(prompt, len(row)) for prompt, row in zip(prompts, rows)]
     rows = [[_readable(image, processor) for image in row] for row in rows]
+    for text, row in zip(texts, rows):
+        processor.order_images(text, row)  # refuses tags that do not match
     order = sorted(range(len(prompts)), key=lambda i: (len(rows[i]), len(prompts[i])))
     # The longest first: where memory is short, that shows before there are answers to lose.
     parts = [order[start : start + batch_size] for start in reversed(range(0, len(order), batch_size))]

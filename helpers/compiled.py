@@ -25,7 +25,7 @@ class CompiledDecoding:
 
     def __init__(self, model, smallest: int = 4096, backend="inductor"):
         self._model, self._smallest = model, smallest
-        self._room, self._cache, self._recorded = 0, None, None
+        self._forget()
         self._lent = threading.Lock()
         self._compiled = torch.compile(model.__call__, fullgraph=True, dynamic=False, backend=backend)
 
@@ -44,20 +44,21 @@ class CompiledDecoding:
             self._lent.release()
 
     def _forget(self):
-        self._room, self._cache, self._recorded = 0, None, None
+        self._room, self._cache, self._recorded, self._made_for = 0, None, None, None
 
     def _empty_cache(self, positions: int) -> StaticCache:
         """An empty cache for so many positions or more: the last one, if it is large enough."""
-        config = self._model.config
+        config, device, dtype = self._model.config, self._model.device, self._model.dtype
         positions = min(positions, config.max_position_embeddings)
-        if self._room < positions:
+        if self._room < positions or self._made_for != (device, dtype):
             self._forget()  # first, for it takes memory
-            self._room = max(self._smallest, 1 << (positions - 1).bit_length())
-            self._cache = StaticCache(config=config, max_cache_len=self._room)
-            head_size, device = self._model.model.layers[0].self_attn.head_dim, self._model.device
-            self._cache.early_initialization(1, config.num_key_value_heads, head_size, self._model.dtype, device)
-            if device.type == "cuda":
-                self._recorded = Recorded(self._step, self._cache)
+            room = max(self._smallest, 1 << (positions - 1).bit_length())
+            cache = StaticCache(config=config, max_cache_len=room)
+            head_size = self._model.model.layers[0].self_attn.head_dim
+            cache.early_initialization(1, config.num_key_value_heads, head_size, dtype, device)
+            recorded = Recorded(self._step, cache) if device.type == "cuda" else None
+            # All at once: after Ctrl-C in between there is none of them.
+            self._room, self._cache, self._recorded, self._made_for = room, cache, recorded, (device, dtype)
         self._cache.reset()
         return self._cache
 

@@ -9,6 +9,7 @@ from PIL import Image
 from .images import load_image
 
 GAP = 8  # pixels between two pictures
+MAX_HEIGHT = 65_500  # JPEG's limit
 MAX_STORED_BYTES = 40_000  # 53 kB once the notebook has written it as base64
 
 
@@ -23,7 +24,8 @@ def show_images(images, captions: Sequence[str] | None = None, *, width: int = 6
 
     Raises:
         ImageLoadError: a picture that cannot be read.
-        ValueError: no pictures, captions that do not match them, or with `processor` a picture too thin for tiles.
+        ValueError: no pictures or too many for `width`, captions that do not match them, or with `processor` a picture
+            too thin for tiles.
     """
     from IPython.display import display
 
@@ -69,11 +71,13 @@ def facts_of(source, picture: Image.Image, processor) -> str:
 
 def side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
     """One picture at most `width` wide, all parts of the same height and none enlarged."""
-    height = min(picture.height for picture in pictures)
     room = width - GAP * (len(pictures) - 1)
-    height = min(height, room / sum(picture.width / picture.height for picture in pictures))
+    if room < len(pictures):
+        raise ValueError(f"{len(pictures)} pictures do not fit into {width} pixels; show fewer, or pass a larger one.")
+    height = min(picture.height for picture in pictures)
+    height = min(height, MAX_HEIGHT, room / sum(picture.width / picture.height for picture in pictures))
     parts = [
-        picture.resize((max(1, round(picture.width * height / picture.height)), max(1, round(height))))
+        picture.resize((max(1, int(picture.width * height / picture.height)), max(1, int(height))))
         for picture in pictures
     ]
     total = sum(part.width for part in parts) + GAP * (len(parts) - 1)

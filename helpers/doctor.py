@@ -1,10 +1,10 @@
 """Look at this machine and say whether everything needed is here."""
 
-import os
 import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from .checkpoints import (
@@ -30,6 +30,8 @@ from .machine import (
 PYTHON_FLOOR = (3, 11)
 FLOORS = {"transformers": "5.17", "torch": "2.11", "pillow": "13.0"}
 TESTED_UP_TO = {"transformers": "5.23"}
+#: What transformers and torch do not bring, in any version.
+NEEDED = ("psutil", "requests", "tqdm")
 INSTALL = "python -m pip install -r requirements.txt"
 
 
@@ -69,6 +71,7 @@ def doctor(checkpoint=None) -> Report:
         problems.append((f"Python {sys.version.split()[0]} is too old", "install Python 3.11 or newer"))
     for package, floor in FLOORS.items():
         _check_version(package, floor, facts, problems)
+    problems += [(f"{package} is not installed", INSTALL) for package in NEEDED if find_spec(package) is None]
     _check_helpers(facts, problems)
     if not problems:  # with a package missing there is nothing to ask torch
         parameters = _check_checkpoint(checkpoint, facts, problems)
@@ -110,6 +113,8 @@ def _check_helpers(facts: list, problems: list) -> None:
 
 def _check_checkpoint(checkpoint, facts: list, problems: list) -> int | None:
     """Add the checkpoint's line and return its number of parameters, None where that cannot be known."""
+    from huggingface_hub import constants
+
     name = checkpoint_name(checkpoint)
     shown = f"{POCKET.parent.name}/{POCKET.name}" if Path(name) == POCKET else name
     try:
@@ -117,7 +122,7 @@ def _check_checkpoint(checkpoint, facts: list, problems: list) -> int | None:
         hashes = "SHA256SUMS verified" if verify_checksums(folder) else "no SHA256SUMS to check"
         parameters = count_parameters(folder)
     except CheckpointError as error:
-        if isinstance(error, NotDownloadedError) and not os.environ.get("HF_HUB_OFFLINE"):
+        if isinstance(error, NotDownloadedError) and not constants.HF_HUB_OFFLINE:
             size = f" ({2 * PARAMETERS[name] / 1e9:.1f} GB)" if name in PARAMETERS else ""
             facts.append(("checkpoint", f"{name}, not downloaded yet{size}"))
         else:

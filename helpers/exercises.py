@@ -76,6 +76,9 @@ def check_misread(title, said) -> None:
     if not _text(title):
         print("Not yet: my_title is empty.")
         return
+    if not title.isascii():
+        print("Not yet: use plain letters; Pillow's font has no others, so the cover shows boxes.")
+        return
     if ImageFont.load_default(80).getlength(title.strip()) > 600:
         print("Not yet: the title is wider than the cover, which is 600 pixels; the model cannot see all of it.")
         return
@@ -188,8 +191,8 @@ def check_error_rate(answer) -> None:
 
 def check_chance(answer) -> None:
     """Which differences are more than chance."""
-    hint = "the spread of a count is about the square root of n * p * (1 - p); compare it with the difference."
-    _verdict(_pair(answer) == (True, False), "20 is 3.7 times the spread of the difference, 1 only 0.7 times.", hint)
+    hint = "add n * p * (1 - p) of both counts; the difference varies by the root of that. Is it over twice as large?"
+    _verdict(_pair(answer) == (True, False), "20 is 3.7 times what the difference varies by, 1 only 0.7 times.", hint)
 
 
 def check_fair_score(answer) -> None:

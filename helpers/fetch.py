@@ -63,14 +63,12 @@ class _Transfer:
         self._sockets: list[socket.socket] = []
 
     def run(self, url: str) -> None:
-        import requests
-
         try:
             with self._session() as session:
                 self._download(session, url)
         except FetchError as error:
             self.error = error
-        except (requests.RequestException, OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, it must not be lost with this thread
             self.error = FetchError(_reason(error))
 
     def stop(self) -> None:

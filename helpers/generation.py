@@ -172,15 +172,17 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
     )
 
     tokenizer = processor.tokenizer
-    vocabulary = tokenizer.get_vocab()
     ends = model.config.stop_token_ids
     rng = torch.Generator(model.device).manual_seed(int(seed)) if seed is not None else None
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling = {"do_sample": True, "temperature": float(temperature)} if temperature > 0 else {"do_sample": False}
 
-    # After such a token the text before it cannot change any more, as it can while single bytes of characters
-    # arrive, with or without tokens in between that are not shown.
     hidden = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    settling = {token for piece, token in vocabulary.items() if not _BYTE_TOKEN.fullmatch(piece)} - hidden
+
+    def settles(token: int) -> bool:
+        """Whether the text before this token cannot change any more, as it can while single bytes of characters arrive,
+        with or without tokens in between that are not shown."""
+        return token not in hidden and not _BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(token) or "<0x00>")
+
     ids, text = [], ""
     finished = False
     compiled = getattr(model, "compiled_decoding", None)
@@ -202,7 +204,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
             ids.append(token)
             if token in ends:
                 finished = True
-            elif token in settling:
+            elif settles(token):
                 longer = decode(tokenizer, ids)
                 if len(longer) > len(text):
                     yield longer[len(text) :]
@@ -212,7 +214,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
         yield whole[len(text) :]
     return Answer(
         whole,
-        image_tokens=int((inputs["input_ids"] == vocabulary["<|image|>"]).sum()),
+        image_tokens=int((inputs["input_ids"] == processor.image_token_id).sum()),
         prompt_tokens=inputs["input_ids"].shape[1],
         new_tokens=len(ids),
         seconds=time.perf_counter() - start,

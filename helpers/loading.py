@@ -1,6 +1,7 @@
 """Load the model and its processor from the bundled checkpoint, a folder, or the Hugging Face hub."""
 
 import contextlib
+import gc
 import json
 import numbers
 from importlib.util import find_spec
@@ -69,6 +70,8 @@ def load_model_and_processor(
     device = _device_named(device) if device is not None else choose_device().value
     dtype = _dtype_named(dtype)
     _check_settings(device, attn_implementation, quantization, num_crops, compile)
+    if device.type == "cuda":
+        gc.collect()  # a compiled model that was dropped refers to itself and would still fill the memory
     name = checkpoint_name(checkpoint)
     if name in PARAMETERS:
         _weights_that_fit(PARAMETERS[name], device, dtype, quantization)
@@ -110,7 +113,7 @@ def load_model_and_processor(
             f"{folder} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}; download it again."
         )
     if num_crops is not None:
-        processor.image_processor.num_crops = num_crops
+        processor.image_processor.num_crops = int(num_crops)
     model.eval()
     if device.type == "cuda":
         plan_no_attention()
@@ -125,7 +128,7 @@ def _device_named(device):
 
     try:
         return torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f'device is {device!r}; pass "cuda", "mps", "cpu", or None for the best one.') from None
 
 
@@ -153,14 +156,14 @@ def _check_settings(device, attn_implementation, quantization, num_crops, compil
         )
     if compile and attn_implementation not in (None, "sdpa", "eager"):
         raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attn_implementation!r}.')
-    if isinstance(quantization, str):
+    if isinstance(quantization, str) or quantization is True:
         _check_quantization(quantization, device)
     backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
     if backend is not None and not backend.is_available():
         raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
 
 
-def _check_quantization(quantization: str, device) -> None:
+def _check_quantization(quantization: str | bool, device) -> None:
     if quantization not in ("int8", "int4"):
         raise ValueError(f'quantization is {quantization!r}; pass "int8", "int4", False for none, or None.')
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]

@@ -77,7 +77,10 @@ def available_memory(device) -> int:
     import torch
 
     device = torch.device(device)
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def size_of_weights(parameters: int, dtype, quantization=None) -> float:

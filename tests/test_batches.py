@@ -53,13 +53,16 @@ def test_an_answer_tells_whether_it_was_cut_off(tiny, images):
 @pytest.mark.parametrize(
     ("picture", "error"), [("missing.png", ImageLoadError), (Image.new("RGB", (1000, 1)), ValueError)]
 )
-def test_a_broken_picture_costs_no_answers(tiny, images, picture, error):
+def test_a_broken_picture_or_a_wrong_tag_costs_no_answers(tiny, images, picture, error):
     batches = []
     hook = tiny[0].register_forward_hook(lambda *args: batches.append(1))
     try:
         for i in (0, 2):
             with pytest.raises(error):
                 generate_many(*tiny, PROMPTS[:3], images[:i] + [picture] + images[i + 1 : 3], batch_size=1)
+        prompts = ["word " * 30, "<|user|>\n<|image_2|>\nHello<|end|>\n<|assistant|>\n"]
+        with pytest.raises(ValueError, match="image tags"):
+            generate_many(*tiny, prompts, images[:2], batch_size=1)
     finally:
         hook.remove()
     assert not batches

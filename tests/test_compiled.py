@@ -116,6 +116,29 @@ def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
     assert generate(*tiny, "Hello", max_new_tokens=4) == usual(tiny, "Hello", max_new_tokens=4)
 
 
+def test_ctrl_c_while_a_cache_is_made(tiny, graphs, monkeypatch):
+    """What is half made is not lent: neither a cache without its graph nor one that is too small."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    compiled = tiny[0].compiled_decoding
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.StaticCache.early_initialization", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            generate(*tiny, "Hello", max_new_tokens=4)
+    assert compiled._room == 0
+    assert generate(*tiny, "Hello", max_new_tokens=4) == usual(tiny, "Hello", max_new_tokens=4)
+
+
+def test_a_model_that_was_moved_gets_another_cache(golden_checkpoint):
+    model, processor = load_model_and_processor(golden_checkpoint, num_crops=1, device="cpu")
+    model.compiled_decoding = CompiledDecoding(model, smallest=2 * SHORT_CONTEXT, backend="eager")
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        model.to(dtype)
+        assert generate(model, processor, "Hello", max_new_tokens=4).new_tokens == 4
+
+
 def test_no_cache_is_longer_than_the_model(tiny, graphs):
     with tiny[0].compiled_decoding.lend(10**10) as lent:
         assert lent["past_key_values"].get_max_length() == tiny[0].config.max_position_embeddings

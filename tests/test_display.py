@@ -8,6 +8,7 @@ from PIL import Image
 
 import helpers
 from helpers import show_images
+from helpers.display import MAX_HEIGHT, side_by_side
 
 
 @pytest.fixture
@@ -74,6 +75,15 @@ def test_wrong_arguments():
         show_images(noise(4, 4), ["a", "b"])
     with pytest.raises(helpers.ImageLoadError):
         show_images("missing.png")
+    with pytest.raises(ValueError, match="90 pictures do not fit into 640 pixels"):
+        show_images([noise(4, 4)] * 90)
+
+
+@pytest.mark.parametrize("sizes", [[(100, 3000), (3000, 10)], [(10, 70_000)], [(7, 9), (13, 5), (900, 31)]])
+def test_never_wider_than_the_page_nor_higher_than_a_jpeg(sizes):
+    row = side_by_side([noise(*size) for size in sizes], 640)
+    assert row.width <= 640
+    assert row.height <= MAX_HEIGHT
 
 
 def test_a_picture_that_is_too_thin_for_tiles(shown, tiny):

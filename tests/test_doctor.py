@@ -84,7 +84,11 @@ def write_broken_pillow(path: Path) -> None:
     [
         (write_transformers_4, [], ["transformers 4.57.6 is older than 5.17"]),
         (write_broken_pillow, [], ["DLL load failed while importing _imaging"]),
-        (lambda path: None, ["-S"], [f"{name} is not installed" for name in ("transformers", "torch", "pillow")]),
+        (
+            lambda path: None,
+            ["-S"],
+            [f"{name} is not installed" for name in "transformers torch pillow psutil requests tqdm".split()],
+        ),
     ],
 )
 def test_an_unsuitable_environment(tmp_path, prepare, options, problems):
@@ -122,7 +126,7 @@ def test_missing_checkpoint(monkeypatch):
 
 def test_half_downloaded_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     cached = tmp_path / f"models--{helpers.OFFICIAL.replace('/', '--')}"
     snapshot = cached / "snapshots" / OFFICIAL_REVISION
     snapshot.mkdir(parents=True)
@@ -142,12 +146,12 @@ def test_changed_checkpoint(golden_checkpoint, tmp_path):
 
 def test_official_weights_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("helpers.machine.available_memory", lambda device: 64_000_000_000)
     report = helpers.doctor(helpers.OFFICIAL)
     assert report.ok
     assert "not downloaded yet (8.3 GB)" in facts(report)["checkpoint"]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     ((problem, fix),) = helpers.doctor(helpers.OFFICIAL).problems
     assert "is not on this machine" in problem
     assert fix.startswith("connect to the internet")
@@ -155,7 +159,7 @@ def test_official_weights_not_downloaded(monkeypatch, tmp_path):
 
 def test_another_name_on_the_hub_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     report = helpers.doctor("someone/phi-3-vision")
     assert report.ok
     assert facts(report)["checkpoint"] == "someone/phi-3-vision, not downloaded yet"
@@ -165,7 +169,7 @@ def test_another_name_on_the_hub_not_downloaded(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("dtype", "gigabytes"), [(torch.float32, "4.77"), (torch.bfloat16, "4.35")])
 def test_8_bits_on_a_cpu(monkeypatch, tmp_path, dtype, gigabytes):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(doctor_module, "choose_device", lambda: Choice(torch.device("cpu"), "a test"))
     monkeypatch.setattr(doctor_module, "choose_dtype", lambda device, parameters: Choice(dtype, "a test"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")

@@ -71,6 +71,11 @@ def test_a_wrong_answer_of_any_type_gets_one_kind_line(name, answer, capsys):
     assert line.startswith("Not yet: ")
 
 
+def test_a_title_that_pillow_cannot_draw_is_not_misread(capsys):
+    CHECKS["check_misread"]("Müller", "nothing")
+    assert capsys.readouterr().out.startswith("Not yet: use plain letters")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_the_last_cell_runs_on_its_own(path, capsys):
     cell, _ = code_cells(path)[-1]

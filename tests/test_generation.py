@@ -1,10 +1,8 @@
-import gc
 import json
 import pickle
 import random
 import signal
 import threading
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -113,6 +111,12 @@ def test_pieces_join_to_the_decoded_answer_for_any_ids(tiny):
         pieces = list(stream(Scripted(ids), tiny[1], "x"))
         assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
         assert all(pieces)
+
+
+def test_an_id_that_the_tokenizer_does_not_have(tiny):
+    """The official head has more rows than the tokenizer pieces."""
+    word = tiny[1].tokenizer(" circle", add_special_tokens=False).input_ids
+    assert generate(Scripted([*word, 10**6, ENDS[0]]), tiny[1], "x").strip() == "circle"
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -244,36 +248,6 @@ def test_interrupt(tiny, picture):
         assert len(count) == stop_at
         assert generate(*tiny, "What is this?", picture, max_new_tokens=12) == expected
     assert threading.active_count() == threads
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("MPS backend out of memory"),
-        MemoryError(),
-    ],
-    ids=["CUDA", "CPU", "MPS", "numpy"],
-)
-def test_out_of_memory_advises_and_keeps_no_tensor(tiny, picture, error):
-    kept = []
-
-    def fail(module, args, output):
-        kept.append(weakref.ref(output))
-        raise error
-
-    hook = tiny[0].model.layers[1].register_forward_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match=r"num_crops.*quantization.*max_new_tokens") as caught:
-            generate(*tiny, "What is this?", picture)
-    finally:
-        hook.remove()
-    assert caught.value.__context__ is None
-    error.__traceback__ = None  # this test's own hold on the first error
-    gc.collect()
-    assert kept[0]() is None
-    generate(*tiny, "What is this?", picture, max_new_tokens=2)
 
 
 def test_other_errors_come_through(tiny):

@@ -1,6 +1,7 @@
 import json
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from phi3_v_data import write_sums
@@ -25,11 +26,12 @@ def test_defaults_on_this_machine(folder, capfd):
 
 def test_settings(folder):
     model, processor = load_model_and_processor(
-        str(folder), device="cpu", dtype=torch.bfloat16, attn_implementation="eager", num_crops=2
+        str(folder), device="cpu", dtype=torch.bfloat16, attn_implementation="eager", num_crops=np.int64(2)
     )
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
     assert processor.image_processor.num_crops == 2
+    processor.save_pretrained(folder.parent / "saved")  # as JSON, which has no numbers of NumPy's
 
 
 def test_progress_bar_setting_is_restored(folder):
@@ -47,8 +49,10 @@ def test_progress_bar_setting_is_restored(folder):
         ({"num_crops": 2.5}, "num_crops is 2.5"),
         ({"num_crops": "4"}, "num_crops is '4'"),
         ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": 1.5}, "device is 1.5"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation is 'someone/kernel'"),
         ({"quantization": "int2"}, "quantization is 'int2'"),
+        ({"quantization": True}, "quantization is True"),
         ({"dtype": torch.int8}, r"dtype is torch\.int8"),
     ],
 )

@@ -65,6 +65,12 @@ def test_device(monkeypatch, cuda, mps, expected):
     assert machine.choose_device().value.type == expected
 
 
+def test_what_torch_keeps_is_free_for_a_new_model(monkeypatch):
+    for name, size in {"mem_get_info": (3, 9), "memory_reserved": 5, "memory_allocated": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert machine.available_memory("cuda") == 3 + 5 - 1
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -152,6 +152,17 @@ def test_generate_while_training(processor):
     assert generate(model, inputs)[0].tolist() == expected
 
 
+def test_inputs_embeds_and_ids_across_the_switch(model, processor):
+    """A first step in which nothing was written yet, with a cache that the switch leaves behind."""
+    inputs = processor("h " * 70)
+    embeds, cache = model.get_input_embeddings()(inputs["input_ids"]), DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(inputs["input_ids"][:, :30], past_key_values=cache)
+    assert generate(model, {**inputs, "inputs_embeds": embeds}, 4, past_key_values=cache)[0].tolist() == greedy(
+        model, inputs, 4
+    )
+
+
 def test_inputs_embeds(model, processor):
     inputs = processor("h " * 50)
     embeds = model.get_input_embeddings()(inputs["input_ids"])

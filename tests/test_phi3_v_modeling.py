@@ -372,6 +372,18 @@ def test_text_alone_is_one_graph(model):
         compiled(**inputs)
 
 
+def test_layers_on_several_devices(model, inputs, monkeypatch):
+    """`device_map="auto"`: features follow the embeddings (here, from where nothing can be brought), and no part that
+    adds what it holds to what it is given is split."""
+    assert {"Phi3DecoderLayer", "CLIPVisionEmbeddings", "CLIPEncoderLayer"} <= set(model._no_split_modules)
+    features = [
+        feature.to("meta") for feature in model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+    ]
+    monkeypatch.setattr(model.model, "get_image_features", lambda *args: features)
+    with pytest.raises(NotImplementedError, match="meta"):
+        model(**inputs)
+
+
 def test_plans_of_parallel_runs():
     assert Phi3VForCausalLM._tp_plan == Phi3ForCausalLM._tp_plan
     assert Phi3VForCausalLM._pp_plan == Phi3ForCausalLM._pp_plan

@@ -130,10 +130,10 @@ def test_all_combinations_of_tags():
             prompt = " ".join(f"<|image_{tag}|>" for tag in tags)
             for num_images in range(5):
                 if sorted(tags) == list(range(1, num_images + 1)):
-                    assert processor._order_images(prompt, list("abcd"[:num_images])) == ["abcd"[t - 1] for t in tags]
+                    assert processor.order_images(prompt, list("abcd"[:num_images])) == ["abcd"[t - 1] for t in tags]
                 else:
                     with pytest.raises(ValueError, match=rf"{count} image tags.* {num_images} images"):
-                        processor._order_images(prompt, list("abcd"[:num_images]))
+                        processor.order_images(prompt, list("abcd"[:num_images]))
 
 
 def test_accepted_calls():
@@ -204,6 +204,10 @@ def test_refusals():
 def test_text_options():
     processor = tiny_processor()
     assert processor("hello there all", truncation=True, max_length=3)["input_ids"].shape == (1, 3)
+    assert (
+        processor("<|image_1|>", noise_image(90, 90), truncation="do_not_truncate", max_length=10)["input_ids"].shape[1]
+        > 10
+    )
     assert processor(["hello", "hello there all"])["attention_mask"].tolist()[0][0] == 0
     assert isinstance(processor("hi", return_tensors=None)["input_ids"], list)
 

@@ -133,7 +133,7 @@ class Phi3VImageEmbedding(nn.Module):
 class Phi3VPreTrainedModel(Phi3PreTrainedModel):
     config: Phi3VConfig
     input_modalities = ("image", "text")
-    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer"]
+    _no_split_modules = ["Phi3DecoderLayer", "CLIPVisionEmbeddings", "CLIPEncoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -204,8 +204,9 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
                 raise ValueError(f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values.")
             return inputs_embeds
         self.locate_pictures(input_ids, pixel_values, image_sizes)
-        features = torch.cat(self.get_image_features(pixel_values, image_sizes))
-        return inputs_embeds.masked_scatter(is_image[..., None], features.to(inputs_embeds.dtype))
+        # With the layers spread over several devices the tower need not be where the embedding is.
+        features = torch.cat(self.get_image_features(pixel_values, image_sizes)).to(inputs_embeds)
+        return inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
 
     def forward(self, input_ids=None, pixel_values=None, image_sizes=None, inputs_embeds=None, **kwargs):
         """
@@ -327,7 +328,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
 
     def _embed_all(self, input_ids, inputs_embeds, total: int) -> torch.Tensor:
         """The prompt's `inputs_embeds` and those of the tokens written since, (batch, total, hidden_size)."""
-        new_ids = input_ids[:, inputs_embeds.shape[1] - total :]
+        new = total - inputs_embeds.shape[1]
+        new_ids = input_ids[:, input_ids.shape[1] - new :]
         return torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
 
     def _new_pictures(self, input_ids, past: int, pixel_values, image_sizes) -> dict[str, torch.Tensor | None]:

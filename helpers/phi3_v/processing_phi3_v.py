@@ -98,14 +98,14 @@ class Phi3VProcessor(ProcessorMixin):
         if kwargs:
             raise TypeError(f"Unknown settings: {', '.join(sorted(kwargs))}. Known are {', '.join(SETTINGS)}.")
         rows = self._deal_images(prompts, images)
-        images = [image for prompt, row in zip(prompts, rows) for image in self._order_images(prompt, row)]
+        images = [image for prompt, row in zip(prompts, rows) for image in self.order_images(prompt, row)]
 
         data, sizes = {}, iter(())
         if images:
             data = self.image_processor(images, num_crops=num_crops, return_tensors=return_tensors)
             sizes = itertools.starmap(self.image_processor.get_num_image_tokens, data["image_sizes"].tolist())
         settings = {
-            "truncation": truncation or False,
+            "truncation": truncation if truncation != "do_not_truncate" and truncation else False,
             "max_length": max_length,
             "add_special_tokens": add_special_tokens,
         }
@@ -134,8 +134,8 @@ class Phi3VProcessor(ProcessorMixin):
         rest = iter(images)
         return [[next(rest) for _ in range(num)] for num in num_tags]
 
-    def _order_images(self, prompt: str, images: list) -> list:
-        """The pictures in the order of their tags in `prompt`."""
+    def order_images(self, prompt: str, images: list) -> list:
+        """The pictures in the order of their tags in `prompt`. Raises `ValueError` where these do not match."""
         tags = IMAGE_TAG.findall(prompt)
         numbers = [int(tag) if tag.isascii() and len(tag) < 10 else 0 for tag in tags]
         if sorted(numbers) != list(range(1, len(images) + 1)):
