@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -46,17 +47,45 @@ def test_three_exercises_whose_stubs_are_told_what_to_do(path):
         assert output.text.startswith("Not yet: "), output.text
 
 
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell gives to something, and those that it uses."""
+    top = symtable.symtable(source, "a notebook's cell", "exec")
+    tables, gives, uses = [top], set(), set()
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table is top and (symbol.is_assigned() or symbol.is_imported()):
+                gives.add(symbol.get_name())
+            if symbol.is_referenced() and (table is top or symbol.is_global()):
+                uses.add(symbol.get_name())
+    return gives, uses
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_solutions(path, capsys):
-    namespace: dict = {}
+    """After the cells that they need (nbval runs them all)."""
+    exercises, cells, namespace = [], [], {}
     for cell, after in code_cells(path):
-        if not is_exercise(cell):
-            run(cell.source, namespace)
-            continue
-        stub, check = cell.source.split("\n", 1)
-        assert stub.startswith("my_")
+        if is_exercise(cell):
+            stub, check = cell.source.split("\n", 1)
+            assert stub.startswith("my_")
+            exercises.append(SOLUTION.search(after.source)[1] + check)
+        else:
+            cells.append(cell.source)
+    needed, wanted = [], set()
+    for source in exercises:
+        gives, uses = names(source)
+        wanted |= uses - gives
+    for source in reversed(cells[:-1]):  # the last one stands on its own
+        gives, uses = names(source)
+        if gives & wanted:
+            needed.insert(0, source)
+            wanted = wanted - gives | uses
+    for source in needed:
+        run(source, namespace)
+    for source in exercises:
         capsys.readouterr()
-        run(SOLUTION.search(after.source)[1] + check, namespace)
+        run(source, namespace)
         assert capsys.readouterr().out.splitlines()[-1].startswith("Right: ")
 
 

@@ -430,6 +430,13 @@ def test_a_picture_of_unknown_characters_teaches_no_reading():
     assert (loss, accuracy) == (0, 0)
 
 
+def small_model(processor, layers: int = 1):
+    """The model that is trained, with a layer in the tower and few in the decoder."""
+    config = train.build_config(processor)
+    config.num_hidden_layers, config.vision_config.num_hidden_layers = layers, 2  # of these the last is not built
+    return train.Phi3VForCausalLM(config)
+
+
 @pytest.mark.parametrize("kind", sorted(pictures.KINDS))
 def test_every_picture_has_its_lessons_tile_by_tile(kind):
     collate = train.Collate(train.build_processor(), lessons=True)
@@ -439,7 +446,7 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
         assert "classes" not in batch
         return
     assert batch["classes"].shape[1:] == (256, 4)
-    model = train.Phi3VForCausalLM(train.build_config(collate.processor))
+    model = small_model(collate.processor)
     reader = reading.FeatureReader(model.vision_tower, model.config.hidden_size)
     loss, lesson, _, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
     alone = [reading.PROCESSOR(image) for sample in samples for image in sample.images]
@@ -524,7 +531,7 @@ def test_a_padded_row_learns_what_it_learns_alone():
 def test_a_head_learns_to_look():
     torch.manual_seed(0)
     collate = train.Collate(train.build_processor(), lessons=True)
-    model = train.Phi3VForCausalLM(train.build_config(collate.processor))
+    model = small_model(collate.processor, max(looking.LAYERS) + 1)
     lesson = looking.Looking(model)
     batch = collate([pictures.draw("table", "train", i) for i in range(2)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
