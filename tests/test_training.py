@@ -180,6 +180,16 @@ def test_a_chart_in_time_says_whether_the_last_value_is_above_the_first():
     assert min(said.values()) > 5
 
 
+def test_in_training_some_charts_grow_many_times_over():
+    """Numbers with fewer and with more digits have to be compared, as in the revenue chart of the notebooks."""
+    charts = [pictures.chart.content(random.Random(i), "train") for i in range(100)]
+    unlike = [chart for chart in charts if max(chart.numbers) > 10 * min(chart.numbers) > 0]
+    assert 10 < len(unlike) < 50
+    for chart in unlike:
+        for number in (max(chart.numbers), min(chart.numbers)):
+            assert chart.numbers.count(number) == 1
+
+
 def test_a_word_that_is_one_token_is_never_held_out():
     vocabulary = tokenizer.build().get_vocab()
     for word in words.WHOLE:

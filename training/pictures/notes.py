@@ -26,7 +26,7 @@ def _of_chart(rng, split):
         for digits in rng.choice(((3,), (2, 3), (3, 4), (4, 5), (3, 4, 5), (1, 2, 3, 4, 5))):
             numbers += rng.sample(range(10 ** (digits - 1), 10**digits), 8)
         values = [f"{number:{comma}}" for number in rng.sample(numbers, len(content.labels))]
-        content = replace(content, values=values, ordered=False)
+        content = replace(content, values=values)
     if rng.random() < 0.5:
         return f"{chart.listed(content)}.", chart.small_questions(rng, content, MOST)
     described = (rng.choice(chart.QUESTIONS), chart.description(content))
