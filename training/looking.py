@@ -22,6 +22,8 @@ from .recipe import PATCH
 LAYERS, HEAD = (4, 5), 3
 #: Pixels that one image feature shows.
 FEATURE = 2 * PATCH
+#: What may stand before a word and behind it.
+_BEFORE, _BEHIND = re.compile(r"(?<![\w$])"), re.compile(r"(?![\w%]|[.,]\d)")
 
 
 def words_of(characters: np.ndarray) -> list[tuple[str, int]]:
@@ -46,7 +48,7 @@ def places_of(answer: str, characters: np.ndarray) -> dict[int, int]:
     drawn: dict[str, list[int]] = {}
     for word, first in words_of(characters):
         drawn.setdefault(word, []).append(first)
-    said = {word: [found.start() for found in re.finditer(_as_word(word), answer)] for word in drawn}
+    said = {word: _starts(word, answer) for word in drawn}
     end = max((starts[0] for starts in said.values() if starts), default=0)
     places = {}
     for word, starts in said.items():
@@ -58,9 +60,15 @@ def places_of(answer: str, characters: np.ndarray) -> dict[int, int]:
     return places
 
 
-def _as_word(word: str) -> str:
-    """A pattern for a word with nothing that could belong to it before or behind."""
-    return rf"(?<![\w$]){re.escape(word)}(?![\w%]|[.,]\d)"
+def _starts(word: str, answer: str) -> list[int]:
+    """Where the word begins in an answer with nothing that could belong to it before or behind."""
+    starts, start = [], answer.find(word)
+    while start >= 0:
+        alone = _BEFORE.match(answer, start) and _BEHIND.match(answer, start + len(word))
+        if alone:
+            starts.append(start)
+        start = answer.find(word, start + (len(word) if alone else 1))
+    return starts
 
 
 def features_of(size: tuple[int, int], characters: np.ndarray) -> np.ndarray:
