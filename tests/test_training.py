@@ -393,6 +393,17 @@ def test_recorded_characters_lie_where_the_ink_is():
         assert np.ptp(part) > 40, CHARACTERS[int(index)]
 
 
+@pytest.mark.parametrize("form", ["bar", "line"])
+def test_names_by_matplotlib_do_not_touch(form):
+    years, values = [str(year) for year in range(2009, 2017)], [str(1000 + 7 * i**4) for i in range(8)]
+    chart = pictures.chart.Chart(form, "Years", "tons", years, values, True)
+    for seed in range(8):
+        _, marks = pictures.chart.chart_by_matplotlib.draw(random.Random(seed), "train", chart)
+        lowest = marks[marks[:, 4] > marks[:, 4].max() - 3]
+        names = lowest[lowest[:, 1].argsort()].reshape(8, 4, 5)
+        assert (names[1:, 0, 1] - names[:-1, -1, 3]).min() > 0
+
+
 @pytest.mark.parametrize("form", ["bar", "lying", "line"])
 def test_characters_of_matplotlib_lie_where_the_ink_is(form):
     chart = pictures.chart.Chart(form, "Title", "hours", ["Jan", "Feb", "Mar"], ["120", "340", "560"], True)

@@ -67,6 +67,8 @@ def main():
     args = parser.parse_args()
     if args.short:
         args.kinds = [kind for kind in args.kinds if kind in SMALL_QUESTIONS]
+        if not args.kinds:
+            parser.error(f"--short asks about these kinds: {', '.join(SMALL_QUESTIONS)}")
     torch.manual_seed(0)
     model, processor = load_model_and_processor(args.checkpoint, quantization=args.quantization)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,8 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
 
 
 def again(batches, times: int, later: int = 32):
-    """Every batch `times` times, with at least `later` others between: a GPU learns faster than pictures are drawn."""
+    """Every batch `times` times, with at least `later` others between: a GPU learns faster than pictures are drawn.
+    (A run that is resumed begins anew with the batches that were waiting.)"""
     waiting = deque()
     for batch in batches:
         yield batch

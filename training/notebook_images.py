@@ -144,7 +144,8 @@ def facts_of(sample: Sample) -> list[str]:
     if sample.kind == "table":
         return sorted({cell for row in truth["cells"] for cell in row})
     if sample.kind == "pair":
-        names = re.findall(r"(?:first|second) (?:an? )?([^,]+)", ", ".join(truth["differences"]))
+        side = r"(?:first|second) (?:an? )?(.+?)(?=, second|$)"
+        names = [name for text in truth["differences"] for name in re.findall(side, text)]
         return [name for name in names if name != "nothing"] or ["no difference"]
     return answer.removeprefix("The picture shows ").removesuffix(".").split(", ")
 

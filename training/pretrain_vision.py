@@ -101,7 +101,8 @@ def main():
     reader = Reader(CLIPVisionConfig(**VISION)).to(device)
     reader.vision_tower.set_attn_implementation(fastest_attention(device))
     if args.start:
-        reader.load_state_dict(with_larger_tiles(torch.load(args.start, weights_only=True)["model"]))
+        before = torch.load(args.start, map_location="cpu", weights_only=True)
+        reader.load_state_dict(with_larger_tiles(before["model"]))
     if args.compile:
         compile_layers(reader.vision_tower.encoder.layers)
     run = Run(args.out, reader, optimizers(reader, lambda name: args.lr), args.pictures)

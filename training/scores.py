@@ -79,13 +79,13 @@ def score_pair(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_short(sample: Sample, text: str) -> dict[str, float]:
-    """Is the `conclusion` exact: what comes after all that was read on the way?"""
+    """Is the `conclusion` exact: the last sentence, after all that was read on the way?"""
     return {"conclusion": conclusion(text) == conclusion(sample.turns[0][1])}
 
 
 def conclusion(answer: str) -> str:
-    """The last sentence, or what stands behind its colon."""
-    return re.split(r"[.:] ", answer)[-1].lower()
+    """The last sentence."""
+    return answer.split(". ")[-1]
 
 
 def _left_over(these: list[str], others: list[str]) -> int:

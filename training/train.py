@@ -249,7 +249,7 @@ def main():
     collate = Collate(processor, args.read + args.look > 0, dtype)
     drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
     held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
-    batches = again(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen), args.times)
+    batches = again(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen // args.times), args.times)
     for batch in run.steps(batches, args.batch):
         model.vision_tower.requires_grad_(run.done >= args.frozen)
         loss, read, look, measures = loss_and_measures(model, batch, device, reader, looking)

@@ -1,5 +1,6 @@
 """Charts as people have them: drawn by matplotlib in its own styles."""
 
+import itertools
 import random
 
 import numpy as np
@@ -40,25 +41,42 @@ def draw(rng: random.Random, split: str, chart):
         color = f"C{rng.randrange(4)}"
         if chart.form == "line":
             axes.plot(chart.labels, chart.numbers, color, marker=rng.choice("os^"))
-            for i, (number, value) in enumerate(zip(chart.numbers, chart.values, strict=True)):
-                above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+            above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+            values = [
                 axes.annotate(value, (i, number), fontproperties=family, fontsize=small, **above)
+                for i, (number, value) in enumerate(zip(chart.numbers, chart.values, strict=True))
+            ]
         else:
             bars = (axes.barh if lying else axes.bar)(chart.labels, chart.numbers, color=color)
-            axes.bar_label(bars, chart.values, padding=3, fontproperties=family, fontsize=small)
+            values = axes.bar_label(bars, chart.values, padding=3, fontproperties=family, fontsize=small)
             if lying:
                 axes.invert_yaxis()
         axes.margins(**{"x": 0.22, "y": 0.03} if lying else {"x": 0.08, "y": 0.16})  # room for the values
         title_size = min(rng.randint(22, 26), 72 * 0.7 * width / (0.58 * len(chart.title)))
         axes.set_title(chart.title, fontproperties=family, fontsize=title_size)
         (axes.set_xlabel if lying else axes.set_ylabel)(chart.unit, fontproperties=family, fontsize=19)
-        for tick in (axes.get_yticklabels if lying else axes.get_xticklabels)():
-            tick.set(fontproperties=family, fontsize=small)
+        names = (axes.get_yticklabels if lying else axes.get_xticklabels)()
+        for name in names:
+            name.set(fontproperties=family, fontsize=small)
         (axes.set_xticks if lying else axes.set_yticks)([])
         canvas.draw()
+        while not lying and (_touch(names, canvas) or _touch(values, canvas)):
+            for text in (*names, *values):
+                text.set_fontsize(0.95 * text.get_fontsize())
+            canvas.draw()
         boxes = [box for text in figure.findobj(Text) for box in _boxes(text, canvas)]
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return image, np.array(boxes, dtype=np.float32).reshape(-1, 5)
+
+
+def _touch(texts: list[Text], canvas: FigureCanvasAgg) -> bool:
+    """Whether less than a narrow space is between two neighbours in a row."""
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    space = 0.15 * texts[0].get_fontsize() * canvas.figure.dpi / 72
+    return any(
+        left.x1 + space > right.x0 and left.x0 < right.x1 and left.y0 < right.y1 and right.y0 < left.y1
+        for left, right in itertools.pairwise(boxes)
+    )
 
 
 def _boxes(text: Text, canvas: FigureCanvasAgg) -> list[tuple[float, ...]]:

@@ -41,6 +41,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     free = height - title_height - author_height - 40 * scale
     top = 20 * scale + rng.random() * free * 0.6
     gap = rng.uniform(min(14 * scale, free * 0.4), free * 0.4)
+    top = min(top, height - title_height - gap - len(author_lines) * author_font.size * 1.15)  # of two lines, too
     if rng.random() < 0.3:
         blocks.reverse()
     ink_author = ink if rng.random() < 0.5 else colors.readable_on(rng, background, panel)

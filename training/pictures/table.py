@@ -81,6 +81,13 @@ def content(rng: random.Random, split: str) -> list[list[str]]:
                 found.append(text)
         return found
 
+    def fitting():
+        # Drawn again, not cut: the part of a word is another word, which may belong to another split.
+        while True:
+            text = rng.choice((words.word(rng, split), words.word(rng, split).capitalize()))
+            if len(text) <= longest:
+                return text
+
     table = [different(rows, lambda: words.word(rng, split).capitalize())]
     for _ in range(columns - 1):
         if rng.random() < 0.75:
@@ -94,10 +101,7 @@ def content(rng: random.Random, split: str) -> list[list[str]]:
                 ]
             )
         else:
-            table.append(
-                [rng.choice((words.word(rng, split), words.word(rng, split).capitalize())) for _ in range(rows)]
-            )
-            table[-1] = [text[:longest] for text in table[-1]]
+            table.append([fitting() for _ in range(rows)])
     header = different(columns, lambda: words.word(rng, split).capitalize())
     return [header, *map(list, zip(*table, strict=True))]
 
