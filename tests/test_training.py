@@ -25,6 +25,7 @@ from training import (
     evaluate,
     grow,
     looking,
+    notebook_images,
     pictures,
     plot,
     pretrain_vision,
@@ -66,6 +67,22 @@ def test_held_out_words_and_fonts_are_never_trained_on():
     assert len(seen["heldout"]) > 50
     assert not seen["train"] & seen["heldout"]
     assert all(words.held_out(word) for word in seen["heldout"])
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_word_in_a_table_is_of_its_split(split):
+    """A word that is cut to fit is another word."""
+    rows = [row for i in range(150) for row in pictures.table.content(random.Random(i), split)]
+    found = {cell for row in rows for cell in row if cell.isalpha()}
+    assert len(found) > 300
+    assert [word for word in found if words.held_out(word) != (split != "train")] == []
+
+
+@pytest.mark.parametrize(("split", "number"), [("train", 455), ("heldout", 363), ("heldout_fonts", 489)])
+def test_no_line_of_a_cover_runs_out_of_it(split, number):
+    """An author of two lines under a long title."""
+    sample = pictures.draw("cover", split, number)
+    assert sample.characters[0][:, 4].max() <= sample.images[0].height
 
 
 def test_only_training_has_foreign_words_and_shuffled_letters():
@@ -296,9 +313,20 @@ def test_short_questions_are_scored_by_their_conclusion(kind):
         sample = evaluate.short(pictures.draw(kind, "heldout", i), i)
         _, answer = sample.turns[0]
         assert scores.score(sample, answer) == {"exact": True, "cer": 0, "conclusion": True}
-        last = re.split(r"[.:] ", answer)[-1]
+        last = answer.split(". ")[-1]
         assert scores.score(sample, f"Read wrong. {last}")["conclusion"]
         assert not scores.score(sample, answer.replace(last, "something else."))["conclusion"]
+
+
+def test_a_conclusion_has_its_row_and_its_capitals():
+    for said in ("Read on. Soup is in b): Kind Sweet.", "Read on. Bean is in c): Kind sweet."):
+        assert scores.conclusion(said) != scores.conclusion("Read. Soup is in b): Kind sweet.")
+
+
+def test_facts_of_a_pair_are_whole_numbers():
+    """Of what 07_scores asks for in an answer no part may stand for the whole."""
+    sample = pictures.draw("pair", "heldout", 184)
+    assert notebook_images.facts_of(sample) == ["2,787", "1,787"]
 
 
 def test_other_pictures_can_be_scored(tmp_path, monkeypatch, capsys):
