@@ -6,6 +6,7 @@ Writes 8.3 GB to a temporary folder (set TMPDIR where the disk is small) and loa
 the memory that the process keeps for itself (RssAnon, Linux), not the pages of the files, which can go at any time.
 """
 
+import argparse
 import json
 import re
 import subprocess
@@ -67,8 +68,10 @@ def load(folder: str, dtype: str):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        load(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("loaded", nargs="*", help="a folder and a dtype: load that and nothing else")
+    if loaded := parser.parse_args().loaded:
+        load(*loaded)
     else:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
