@@ -105,7 +105,7 @@ class Phi3VProcessor(ProcessorMixin):
             data = self.image_processor(images, num_crops=num_crops, return_tensors=return_tensors)
             sizes = itertools.starmap(self.image_processor.get_num_image_tokens, data["image_sizes"].tolist())
         settings = {
-            "truncation": truncation if truncation != "do_not_truncate" and truncation else False,
+            "truncation": truncation not in (None, "do_not_truncate") and truncation,
             "max_length": max_length,
             "add_special_tokens": add_special_tokens,
         }
