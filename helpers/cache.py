@@ -3,6 +3,8 @@
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .phi3_v.modeling_phi3_v import CACHE
+
 #: Positions of room for what comes; of the official weights in float32, 64 take 50 MB.
 SPARE = 64
 
@@ -38,7 +40,7 @@ def appended(whole: torch.Tensor, past: torch.Tensor, new: torch.Tensor) -> tupl
 
 
 def growing_cache() -> Cache:
-    """An empty cache for `generate(past_key_values=...)`."""
+    """An empty cache for `generate`."""
     return Cache(layer_class_to_replicate=GrowingLayer)
 
 
@@ -46,4 +48,4 @@ def best_cache(model) -> dict:
     """What to give to `generate`: this cache on a CPU, and nothing elsewhere, where it was never tried, or where the
     model's own settings ask for a kind of cache."""
     asked = model.generation_config.cache_implementation
-    return {"past_key_values": growing_cache()} if model.device.type == "cpu" and not asked else {}
+    return {CACHE: growing_cache()} if model.device.type == "cpu" and not asked else {}

@@ -121,7 +121,7 @@ def count_parameters(folder: Path) -> int:
 
 def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     where = f"{name} at revision {revision}" if revision else name
     try:
@@ -132,7 +132,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
             allow_patterns=["*.json", "*.safetensors"],
             local_files_only=local_files_only,
         )
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:  # the second by releases before 2
         half = hasattr(error, "snapshot_path")  # an IncompleteSnapshotError, which older releases lack
         kind, state = (CheckpointError, "only half downloaded") if half else (NotDownloadedError, "not on this machine")
         raise kind(

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from transformers import StaticCache
 
+from .phi3_v.modeling_phi3_v import CACHE
+
 
 class CompiledDecoding:
     """The compiled step of one model and the cache it works on, lent to one answer at a time.
@@ -36,7 +38,7 @@ class CompiledDecoding:
             yield {}
             return
         try:
-            yield {"past_key_values": self._empty_cache(positions), "one_step": self.step}
+            yield {CACHE: self._empty_cache(positions), "one_step": self.step}
         except Exception:  # one that is too large for the memory must not be lent again
             self._forget()
             raise
@@ -62,19 +64,19 @@ class CompiledDecoding:
         self._cache.reset()
         return self._cache
 
-    def step(self, input_ids, position_ids, past_key_values, **kwargs):
+    def step(self, input_ids, position_ids, **kwargs):
         """The model's outputs for one more token, `input_ids` (1, 1); on a GPU the next step overwrites them."""
         step = self._recorded or self._step
-        return step(input_ids, position_ids, past_key_values)
+        return step(input_ids, position_ids, kwargs[CACHE])
 
-    def _step(self, input_ids, position_ids, past_key_values):
+    def _step(self, input_ids, position_ids, cache):
         # All that is in the cache belongs to the row, so that the graph makes the mask from its length.
         return self._compiled(
             input_ids=input_ids,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=True,
             logits_to_keep=1,
+            **{CACHE: cache},
         )
 
 
@@ -92,7 +94,7 @@ class Recorded:
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._outputs = step(*inputs)
 
-    def __call__(self, input_ids, position_ids, past_key_values):
+    def __call__(self, input_ids, position_ids, cache):
         self._input_ids.copy_(input_ids)
         self._position_ids.copy_(position_ids)
         self._graph.replay()

@@ -29,7 +29,7 @@ from .machine import (
 
 PYTHON_FLOOR = (3, 11)
 FLOORS = {"transformers": "5.17", "torch": "2.11", "pillow": "13.0"}
-TESTED_UP_TO = {"transformers": "5.23"}
+TESTED_UP_TO = {"transformers": "5.24"}
 #: Packages of which any version will do.
 NEEDED = ("psutil", "requests", "tqdm")
 INSTALL = "python -m pip install -r requirements.txt"

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 import helpers
 from helpers.cache import SPARE, GrowingLayer, best_cache, growing_cache
+from helpers.phi3_v.modeling_phi3_v import CACHE
 
 
 def states(positions: int, batch: int = 2) -> torch.Tensor:
@@ -68,7 +69,7 @@ def test_it_can_be_changed_between_two_tokens(change):
 def test_the_model_says_the_same(settings, length):
     model, ids = tiny_model(), torch.arange(3, 3 + length)[None]
     said = [
-        model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=SPARE + 9, do_sample=False, **settings)
+        model.generate(input_ids=ids, **{CACHE: cache}, max_new_tokens=SPARE + 9, do_sample=False, **settings)
         for cache in (growing_cache(), DynamicCache(config=model.config))
     ]
     assert torch.equal(*said)
@@ -95,7 +96,7 @@ def test_a_stream_may_leave_inference_mode(pocket):
 
 def test_it_is_for_the_cpu():
     model = tiny_model()
-    cache = best_cache(model)["past_key_values"]
+    cache = best_cache(model)[CACHE]
     cache.update(states(1), states(1), 0)
     assert isinstance(cache.layers[0], GrowingLayer)
     elsewhere = SimpleNamespace(device=torch.device("mps"), generation_config=model.generation_config)

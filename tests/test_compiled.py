@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from helpers import generate, generate_many, load_model_and_processor, loading, stream
 from helpers.compiled import CompiledDecoding, Recorded, compile_prompts, planned_attention
 from helpers.generation import ONE_BY_ONE, token_by_token
+from helpers.phi3_v.modeling_phi3_v import CACHE
 
 SHORT_CONTEXT = 512  # of the golden checkpoint
 
@@ -141,7 +142,7 @@ def test_a_model_that_was_moved_gets_another_cache(golden_checkpoint):
 
 def test_no_cache_is_longer_than_the_model(tiny, graphs):
     with tiny[0].compiled_decoding.lend(10**10) as lent:
-        assert lent["past_key_values"].get_max_length() == tiny[0].config.max_position_embeddings
+        assert lent[CACHE].get_max_length() == tiny[0].config.max_position_embeddings
 
 
 def test_only_the_compiled_step_plans_its_attention(monkeypatch):

@@ -17,6 +17,8 @@ from transformers import (
 )
 from transformers.cache_utils import QuantizedLayer
 
+from helpers.phi3_v.modeling_phi3_v import CACHE
+
 SHORT = "<|image_1|> a"  # 41 image tokens and a few more: passes 64 tokens while generating
 LONG = "<|image_2|> b c d <|image_1|> which of them?"
 
@@ -164,7 +166,7 @@ def test_inputs_embeds_and_ids_across_the_switch(model, processor):
     embeds, cache = model.get_input_embeddings()(inputs["input_ids"]), DynamicCache(config=model.config)
     with torch.no_grad():
         model(inputs["input_ids"][:, :30], past_key_values=cache)
-    assert generate(model, {**inputs, "inputs_embeds": embeds}, 4, past_key_values=cache)[0].tolist() == greedy(
+    assert generate(model, {**inputs, "inputs_embeds": embeds}, 4, **{CACHE: cache})[0].tolist() == greedy(
         model, inputs, 4
     )
 
@@ -186,13 +188,27 @@ def test_inputs_embeds(model, processor):
 def test_chat_goes_on_with_its_cache(model, processor, words):
     first, second = f"{SHORT}{' b' * words}", " and this: <|image_2|> c"
     cache = DynamicCache(config=model.config)
-    generate(model, processor(first, images(0)), 2, past_key_values=cache)
+    generate(model, processor(first, images(0)), 2, **{CACHE: cache})
     answer = "<|end|>"
     inputs = processor(first + answer + second, images(0, 1))
     reused = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**processor(first, images(0)), past_key_values=reused)
-    assert generate(model, inputs, 12, past_key_values=reused)[0].tolist() == greedy(model, inputs, 12)
+    assert generate(model, inputs, 12, **{CACHE: reused})[0].tolist() == greedy(model, inputs, 12)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_by_its_old_and_its_new_name(model, processor, name):
+    """Whatever the release calls it: snippets of both times are about."""
+    ids = processor("h " * 20)["input_ids"]
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        first = model(ids[:, :9], **{name: cache})
+        second = model(ids[:, 9:], **{name: cache})
+        whole = model(ids)
+    assert first[CACHE] is cache
+    assert cache.get_seq_length() == ids.shape[1]
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole.logits)
 
 
 def test_chat_beyond_the_switch_with_its_cache(model, processor):
@@ -201,13 +217,13 @@ def test_chat_beyond_the_switch_with_its_cache(model, processor):
     reused = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**processor(first, images(0, 1)), past_key_values=reused)
-    assert generate(model, inputs, 12, past_key_values=reused)[0].tolist() == greedy(model, inputs, 12)
+    assert generate(model, inputs, 12, **{CACHE: reused})[0].tolist() == greedy(model, inputs, 12)
     # Text only goes on without the pictures too, and a new picture cannot be left out.
     again = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**processor(first, images(0, 1)), past_key_values=again)
     with pytest.raises(ValueError, match="image tokens but 0 pictures"):
-        model.generate(input_ids=inputs["input_ids"], past_key_values=again, max_new_tokens=2)
+        model.generate(input_ids=inputs["input_ids"], **{CACHE: again}, max_new_tokens=2)
 
 
 class Lossless(QuantizedLayer):
@@ -225,7 +241,7 @@ def test_quantized_cache(model, processor, residual_length):
     """The long context starts from an empty cache, its quantized part included."""
     inputs = processor(SHORT, images(0))
     cache = Cache([Lossless(residual_length=residual_length) for _ in range(model.config.num_hidden_layers)])
-    assert generate(model, inputs, past_key_values=cache)[0].tolist() == greedy(model, inputs)
+    assert generate(model, inputs, **{CACHE: cache})[0].tolist() == greedy(model, inputs)
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 29
 
 

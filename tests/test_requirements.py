@@ -112,10 +112,10 @@ def test_every_import_of_the_helpers_is_declared(project):
                 assert name not in ("training", "benchmarks", "tests"), file
 
 
-def test_workflows_test_the_oldest_and_the_newest(pins):
+def test_workflows_test_the_oldest_the_pinned_and_the_newest(pins):
     jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
     pairs = [(row["transformers"], row["torch"]) for row in jobs["cpu"]["strategy"]["matrix"]["include"]]
-    assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"])]
+    assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"]), ("5.24.0", "2.15.0")]
 
 
 def test_ci_runs_what_the_readme_says():

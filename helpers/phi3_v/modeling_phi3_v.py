@@ -15,6 +15,9 @@ from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 
 from .configuration_phi3_v import Phi3VConfig
 
+#: transformers' name for the cache, as an argument and in outputs: "cache" since 5.24.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 def empty(cache: Cache) -> None:
     """Removes all that `cache` holds, of any kind: `crop` would leave a quantized part behind."""
@@ -267,6 +270,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -276,8 +280,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         other than -100. logits_to_keep is how many last positions get logits (0 for all), or a tensor of
         positions.
 
-        A cache (`past_key_values`) holds for one side of `original_max_position_embeddings`: where a row passes it,
-        [`generate`] rebuilds the cache, and who calls `forward` step by step has to begin again with all input_ids.
+        The cache is `cache`, as transformers says since 5.24, or `past_key_values`, as it said before. It holds for
+        one side of `original_max_position_embeddings`: where a row passes it, [`generate`] rebuilds the cache, and
+        who calls `forward` step by step has to begin again with all input_ids.
 
         Raises `ValueError` if pictures and image tokens do not match.
         """
@@ -287,8 +292,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -296,34 +301,35 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        cache = outputs.past_key_values
+        cache = getattr(outputs, CACHE)
         return CausalLMOutputWithPast(loss, logits, cache, outputs.hidden_states, outputs.attentions)
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, position_ids=None, inputs_embeds=None, **kwargs
+        self, input_ids, past_key_values=None, cache=None, position_ids=None, inputs_embeds=None, **kwargs
     ):
         """
         As in [`GenerationMixin`], but a cache is rebuilt, pictures included, when a row passes the short
         context: its keys carry the short factors, and the row goes on with the long ones.
         """
+        cache = past_key_values if cache is None else cache
         total = 0 if position_ids is None else position_ids.shape[-1]
         limit, is_first = self.model.rotary_emb.short_context, kwargs.get("is_first_iteration")
-        cached = past_key_values is not None and not past_key_values.is_compileable
-        if cached and not is_first and past_key_values.get_seq_length() == 0:
+        cached = cache is not None and not cache.is_compileable
+        if cached and not is_first and cache.get_seq_length() == 0:
             # A draft model's first step, or one without a cache after all: it needs the whole input.
             kwargs.update(is_first_iteration=True, next_sequence_length=None)
             is_first = True
-        past = past_key_values.get_seq_length() if past_key_values is not None and (is_first or total > limit) else 0
+        past = cache.get_seq_length() if cache is not None and (is_first or total > limit) else 0
         if past and ((position_ids[:, past - 1] < limit) & (position_ids[:, -1] >= limit)).any():
             if inputs_embeds is not None:
                 inputs_embeds = self._embed_all(input_ids, inputs_embeds, total)
             elif input_ids.shape[1] != total:
                 raise ValueError(f"Rebuilding the cache takes all {total} input_ids, got {input_ids.shape[1]}.")
-            empty(past_key_values)
+            empty(cache)
             kwargs.update(next_sequence_length=None, is_first_iteration=True)
         elif past and is_first and kwargs.get("pixel_values") is not None and input_ids.shape[1] == total:
             kwargs.update(self._new_pictures(input_ids, past, kwargs["pixel_values"], kwargs.get("image_sizes")))
-        kwargs.update(past_key_values=past_key_values, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        kwargs.update({CACHE: cache}, position_ids=position_ids, inputs_embeds=inputs_embeds)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _embed_all(self, input_ids, inputs_embeds, total: int) -> torch.Tensor:
