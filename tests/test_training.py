@@ -37,7 +37,7 @@ from training import (
     train,
 )
 from training.loop import Float32, Muon, Run, again, optimizers, start, stream_of_batches
-from training.pictures import fonts, words
+from training.pictures import cover, fonts, words
 from training.pictures.canvas import Canvas
 from training.pictures.sample import CHARACTERS, SHAPES
 
@@ -542,6 +542,16 @@ def test_a_word_is_looked_for_where_it_is_drawn():
     assert {places[found.start()] for found in re.finditer("Price", answer[:55])} == {0}
     assert [places[found.start()] for found in re.finditer(r"\$5", answer)] == [10, 17]
     assert max(places) == answer.index("12") + 1  # what is said a second time is concluded, not read
+
+
+def test_a_cover_is_looked_at_for_its_title_and_author_alone():
+    facts = {"title": "The Author of", "author": "Theo The"}
+    answer = cover.ANSWER.format(**facts)
+    kept = looking.only(facts.values(), answer)
+    assert len(kept) == len(answer)
+    assert kept.split() == ["The", "Author", "of", "Theo", "The"]
+    assert all(letter in (" ", answer[k]) for k, letter in enumerate(kept))
+    assert looking.only(facts.values(), cover.AUTHOR_ANSWER.format(**facts)).strip() == "Theo The"
 
 
 def test_the_lesson_in_looking_is_about_the_attention_that_the_model_pays():

@@ -6,6 +6,7 @@ one attention head of two layers, for each character that an answer reads from a
 """
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -71,6 +72,16 @@ def _starts(word: str, answer: str) -> list[int]:
     return starts
 
 
+def only(facts: Iterable[str], answer: str) -> str:
+    """An answer with blanks for all but the facts: its own "The" and "of" may be words of a title, too."""
+    kept = " " * len(answer)
+    for fact in facts:
+        begin = answer.find(f'"{fact}"') + 1 or answer.rfind(fact)
+        if begin >= 0:
+            kept = kept[:begin] + fact + kept[begin + len(fact) :]
+    return kept
+
+
 def features_of(size: tuple[int, int], characters: np.ndarray) -> np.ndarray:
     """For each character of a picture of this size (width, height) the number of the image feature, counted from the
     picture's first, that shows its centre in full size; int64 (characters,)."""
@@ -85,7 +96,10 @@ def looks_of(sample: Sample, pieces: list[str]) -> list[tuple[int, int]]:
     if len(sample.images) != 1 or sample.kind == "mismatch":  # which says what cannot be seen
         return []
     characters = sample.characters[0][sample.characters[0][:, 0] < len(CHARACTERS)]  # no shapes
-    places = places_of(sample.turns[0][1], characters)
+    answer = sample.turns[0][1]
+    if sample.kind == "cover":
+        answer = only(sample.truth.values(), answer)
+    places = places_of(answer, characters)
     features = features_of(sample.images[0].size, characters)
     looks, begin = [], 0
     for i, piece in enumerate(pieces):
