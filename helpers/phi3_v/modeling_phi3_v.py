@@ -202,7 +202,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         is_image = input_ids == self.config.image_token_id
         if pixel_values is None or len(pixel_values) == 0:
             if is_torchdynamo_compiling():  # checked when it runs; a branch would break the graph
-                torch._check_tensor_all(~is_image, lambda: "Image tokens but 0 pictures: no pixel_values.")
+                torch._assert_async(~is_image.any(), "Image tokens but 0 pictures: no pixel_values.")
             elif is_image.any():
                 raise ValueError(f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values.")
             return inputs_embeds
