@@ -10,6 +10,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from helpers.doctor import TESTED_UP_TO
+
 ROOT = Path(__file__).resolve().parent.parent
 # Known holes below these: see the release notes of each.
 FLOORS = {
@@ -115,7 +117,15 @@ def test_every_import_of_the_helpers_is_declared(project):
 def test_workflows_test_the_oldest_the_pinned_and_the_newest(pins):
     jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
     pairs = [(row["transformers"], row["torch"]) for row in jobs["cpu"]["strategy"]["matrix"]["include"]]
-    assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"]), ("5.24.0", "2.15.0")]
+    newest = f"{TESTED_UP_TO['transformers']}.0"
+    assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"]), (newest, "2.15.0")]
+
+
+def test_what_is_tested_is_what_may_be_installed(project):
+    (transformers,) = (Requirement(line) for line in project["dependencies"] if line.startswith("transformers"))
+    newest = Version(TESTED_UP_TO["transformers"])
+    assert f"{newest}.9" in transformers.specifier
+    assert f"{newest.major}.{newest.minor + 1}" not in transformers.specifier
 
 
 def test_ci_runs_what_the_readme_says():

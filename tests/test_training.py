@@ -553,6 +553,13 @@ def test_a_cover_is_looked_at_for_its_title_and_author_alone():
     assert all(letter in (" ", answer[k]) for k, letter in enumerate(kept))
     assert looking.only(facts.values(), cover.AUTHOR_ANSWER.format(**facts)).strip() == "Theo The"
 
+    samples = (pictures.draw("cover", "train", i) for i in range(1000))
+    sample = next(s for s in samples if {"The", "of"} & set(s.truth["title"].split()) and '"' in s.turns[0][1])
+    answer = sample.turns[0][1]
+    looks = looking.looks_of(sample, list(answer))
+    assert looks
+    assert min(token for token, _ in looks) > answer.index('"')
+
 
 def test_the_lesson_in_looking_is_about_the_attention_that_the_model_pays():
     torch.manual_seed(0)
