@@ -421,6 +421,27 @@ def test_recorded_characters_lie_where_the_ink_is():
         assert np.ptp(part) > 40, CHARACTERS[int(index)]
 
 
+def test_on_a_sheet_characters_move_with_the_picture():
+    rng = random.Random(0)
+    image, marks = pictures.table.paint(rng, "train", [["Item", "Price"], ["Lemon", "$2.15"]])
+    sheet, moved = pictures.effects.on_a_sheet(rng, image, marks)
+    assert image.size < sheet.size
+    assert moved.dtype == marks.dtype
+    assert not np.array_equal(moved, marks)
+    for (_, *mark), (_, *there) in zip(marks.round(), moved.round(), strict=True):
+        assert image.crop(mark).tobytes() == sheet.crop(there).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["chart", "table"])
+def test_some_charts_and_tables_to_learn_from_are_on_a_sheet(kind, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pictures.effects, "on_a_sheet", lambda rng, *picture: seen.append(kind) or picture)
+    for split, some in (("heldout", False), ("train", True)):
+        for i in range(8):
+            pictures.draw(kind, split, i)
+        assert bool(seen) == some
+
+
 @pytest.mark.parametrize("form", ["bar", "line"])
 def test_names_by_matplotlib_do_not_touch(form):
     years, values = [str(year) for year in range(2009, 2017)], [str(1000 + 7 * i**4) for i in range(8)]
