@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -348,6 +349,33 @@ def test_other_pictures_can_be_scored(tmp_path, monkeypatch, capsys):
     assert drawn == [("heldout", 70), ("heldout", 71), ("heldout_fonts", 70), ("heldout_fonts", 71)]
     assert "| scene, heldout | 2 | 100.0% |" in capsys.readouterr().out
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scene, heldout"]["wrong"] == []
+
+
+def test_the_smallest_type_is_scored_by_itself(tmp_path, monkeypatch, capsys):
+    processor = train.build_processor()
+
+    def truths(model, processor, questions, images, **settings):
+        samples = [pictures.draw("table", "heldout", i) for i in range(5)]
+        widths = [evaluate.width_of_type(sample, processor) for sample in samples]
+        return [sample.turns[0][1] * (width > min(widths)) for sample, width in zip(samples, widths, strict=True)]
+
+    monkeypatch.setattr(evaluate, "load_model_and_processor", lambda *args, **settings: (None, processor))
+    monkeypatch.setattr(evaluate, "generate_many", truths)
+    monkeypatch.setattr(evaluate, "SPLITS", ["heldout"])
+    monkeypatch.setattr("sys.argv", ["evaluate", "--kinds", "table", "--pictures", "5", "--out", str(tmp_path)])
+    evaluate.main()
+    assert re.search(r"\| table, heldout \| 5 \| 80.0% \| .*, small 0.0% \|", capsys.readouterr().out)
+
+
+def test_type_is_measured_as_the_model_sees_it():
+    sample, processor = pictures.draw("table", "heldout", 0), train.build_processor()
+    width = evaluate.width_of_type(sample, processor)
+    larger = replace(
+        sample,
+        images=[sample.images[0].resize([3 * side for side in sample.images[0].size])],
+        characters=[sample.characters[0] * [1, 3, 3, 3, 3]],
+    )
+    assert evaluate.width_of_type(larger, processor) == pytest.approx(width, rel=0.01)
 
 
 def test_invented_numbers_and_differences_are_counted():
