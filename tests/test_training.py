@@ -361,7 +361,7 @@ def test_the_smallest_type_is_scored_by_itself(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate, "load_model_and_processor", lambda *args, **settings: (None, processor))
     monkeypatch.setattr(evaluate, "generate_many", truths)
-    monkeypatch.setattr(evaluate, "SPLITS", ["heldout"])
+    monkeypatch.setattr(evaluate, "HELD_OUT", ["heldout"])
     monkeypatch.setattr("sys.argv", ["evaluate", "--kinds", "table", "--pictures", "5", "--out", str(tmp_path)])
     evaluate.main()
     assert re.search(r"\| table, heldout \| 5 \| 80.0% \| .*, small 0.0% \|", capsys.readouterr().out)

@@ -29,7 +29,8 @@ from .scores import COUNTS, score
 SCORED = [kind for kind in KINDS if kind != "notes"]
 #: The kinds that are all type.
 TYPE = ("cover", "page", "table", "chart")
-SPLITS = ("heldout", "heldout_fonts")
+#: Nothing of these is trained on.
+HELD_OUT = ("heldout", "heldout_fonts")
 #: What `--short` can ask about a picture whose truth is known.
 SMALL_QUESTIONS = {
     "chart": lambda rng, truth: chart.small_questions(rng, chart.Chart(**truth)),
@@ -85,7 +86,7 @@ def main():
     model, processor = load_model_and_processor(args.checkpoint, quantization=args.quantization)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, report = ["| kind, split | pictures | exact | more |", "|---|---|---|---|"], {}
-    for kind, split in itertools.product(args.kinds, SPLITS):
+    for kind, split in itertools.product(args.kinds, HELD_OUT):
         name = f"{'short ' * args.short}{kind}, {split.replace('_', ' ')}"
         samples = [draw(kind, split, args.first + i) for i in tqdm(range(args.pictures), unit="pic", desc=name)]
         if args.short:
