@@ -354,9 +354,10 @@ def test_other_pictures_can_be_scored(tmp_path, monkeypatch, capsys):
 def test_the_smallest_type_is_scored_by_itself(tmp_path, monkeypatch, capsys):
     processor = train.build_processor()
 
-    def truths(model, processor, questions, images, **settings):
-        samples = [pictures.draw("table", "heldout", i) for i in range(5)]
-        widths = [evaluate.width_of_type(sample, processor) for sample in samples]
+    samples = [pictures.draw("table", "heldout", i) for i in range(5)]
+    widths = [evaluate.width_of_type(sample, processor) for sample in samples]
+
+    def truths(*args, **settings):
         return [sample.turns[0][1] * (width > min(widths)) for sample, width in zip(samples, widths, strict=True)]
 
     monkeypatch.setattr(evaluate, "load_model_and_processor", lambda *args, **settings: (None, processor))
@@ -364,7 +365,8 @@ def test_the_smallest_type_is_scored_by_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "HELD_OUT", ["heldout"])
     monkeypatch.setattr("sys.argv", ["evaluate", "--kinds", "table", "--pictures", "5", "--out", str(tmp_path)])
     evaluate.main()
-    assert re.search(r"\| table, heldout \| 5 \| 80.0% \| .*, small 0.0% \|", capsys.readouterr().out)
+    row = rf"\| table, heldout \| 5 \| 80.0% \| .*, small 0.0%, width {min(widths):.2f} \|"
+    assert re.search(row, capsys.readouterr().out)
 
 
 def test_type_is_measured_as_the_model_sees_it():
@@ -462,12 +464,11 @@ def test_on_a_sheet_characters_move_with_the_picture():
 
 @pytest.mark.parametrize("kind", ["chart", "table"])
 def test_some_charts_and_tables_to_learn_from_are_on_a_sheet(kind, monkeypatch):
-    seen = []
-    monkeypatch.setattr(pictures.effects, "on_a_sheet", lambda rng, *picture: seen.append(kind) or picture)
+    sheet = Image.new("RGB", (50, 40)), np.zeros((0, 5), np.float32)
+    monkeypatch.setattr(pictures.effects, "on_a_sheet", lambda *picture: sheet)
     for split, some in (("heldout", False), ("train", True)):
-        for i in range(8):
-            pictures.draw(kind, split, i)
-        assert bool(seen) == some
+        samples = [pictures.draw(kind, split, i) for i in range(8)]
+        assert any(sample.images[0].size == (50, 40) and not len(sample.characters[0]) for sample in samples) == some
 
 
 @pytest.mark.parametrize("form", ["bar", "line"])

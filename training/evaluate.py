@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from helpers import generate_many, load_model_and_processor
 
-from .pictures import KINDS, chart, draw, scene, table
+from .pictures import KINDS, SPLITS, chart, draw, scene, table
 from .pictures.sample import Sample
 from .scores import COUNTS, score
 
@@ -29,8 +29,7 @@ from .scores import COUNTS, score
 SCORED = [kind for kind in KINDS if kind != "notes"]
 #: The kinds that are all type.
 TYPE = ("cover", "page", "table", "chart")
-#: Nothing of these is trained on.
-HELD_OUT = ("heldout", "heldout_fonts")
+HELD_OUT = SPLITS[1:]
 #: What `--short` can ask about a picture whose truth is known.
 SMALL_QUESTIONS = {
     "chart": lambda rng, truth: chart.small_questions(rng, chart.Chart(**truth)),
@@ -95,9 +94,9 @@ def main():
         texts = generate_many(model, processor, questions, images, batch_size=16, max_new_tokens=500)
         scores = [score(sample, text) for sample, text in zip(samples, texts, strict=True)]
         if samples[0].kind in TYPE:
-            by_width = sorted(range(len(samples)), key=lambda i: width_of_type(samples[i], processor))
-            for i in by_width[: math.ceil(len(samples) / 5)]:
-                scores[i]["small"] = scores[i]["exact"]
+            widths = [width_of_type(sample, processor) for sample in samples]
+            for i in np.argsort(widths, kind="stable")[: math.ceil(len(samples) / 5)]:
+                scores[i] |= {"small": scores[i]["exact"], "width": widths[i]}
         names = dict.fromkeys(itertools.chain(*scores))
         found = {name: [score[name] for score in scores if name in score] for name in names}
         mean = {name: sum(values) / len(values) for name, values in found.items()}

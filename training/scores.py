@@ -10,8 +10,8 @@ from .pictures.sample import Sample
 
 _FIELDS = {r"\{title\}": "(?P<title>.*)", r"\{author\}": "(?P<author>.*)"}
 _COVER = re.compile(re.sub(r"\\{\w+\\}", lambda field: _FIELDS[field[0]], re.escape(cover.ANSWER)))
-#: These are numbers of things in an answer; all others are shares.
-COUNTS = {"numbers", "missing", "invented", "found", "missed"}
+#: These are numbers of things in an answer, and a width in pixels; all others are shares.
+COUNTS = {"numbers", "missing", "invented", "found", "missed", "width"}
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
