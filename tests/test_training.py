@@ -330,8 +330,8 @@ def test_facts_of_a_pair_are_whole_numbers():
     assert notebook_images.facts_of(sample) == ["2,787", "1,787"]
 
 
-def test_other_pictures_can_be_scored(tmp_path, monkeypatch, capsys):
-    drawn = []
+def test_other_pictures_can_be_scored_and_in_more_tiles(tmp_path, monkeypatch, capsys):
+    drawn, asked = [], []
 
     def draw(kind, split, index):
         drawn.append((split, index))
@@ -340,12 +340,17 @@ def test_other_pictures_can_be_scored(tmp_path, monkeypatch, capsys):
     def truths(model, processor, questions, images, **settings):
         return [pictures.draw("scene", *which).turns[0][1] for which in drawn[-len(questions) :]]
 
-    monkeypatch.setattr(evaluate, "load_model_and_processor", lambda *args, **settings: (None, None))
+    def load(checkpoint, **settings):
+        asked.append(settings)
+        return None, None
+
+    monkeypatch.setattr(evaluate, "load_model_and_processor", load)
     monkeypatch.setattr(evaluate, "draw", draw)
     monkeypatch.setattr(evaluate, "generate_many", truths)
-    arguments = ["evaluate", "--kinds", "scene", "--pictures", "2", "--first", "70", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", arguments)
+    arguments = ["--kinds", "scene", "--pictures", "2", "--first", "70", "--num-crops", "9", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
     evaluate.main()
+    assert [settings["num_crops"] for settings in asked] == [9]
     assert drawn == [("heldout", 70), ("heldout", 71), ("heldout_fonts", 70), ("heldout_fonts", 71)]
     assert "| scene, heldout | 2 | 100.0% |" in capsys.readouterr().out
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scene, heldout"]["wrong"] == []
@@ -536,9 +541,11 @@ def small_model(processor, layers: int = 1):
     return train.Phi3VForCausalLM(config)
 
 
-@pytest.mark.parametrize("kind", sorted(pictures.KINDS))
-def test_every_picture_has_its_lessons_tile_by_tile(kind):
-    collate = train.Collate(train.build_processor(), lessons=True)
+@pytest.mark.parametrize(
+    ("kind", "num_crops"), [*((kind, 4) for kind in sorted(pictures.KINDS)), ("chart", 9), ("several", 1)]
+)
+def test_every_picture_has_its_lessons_tile_by_tile(kind, num_crops):
+    collate = train.Collate(train.build_processor(), lessons=True, num_crops=[num_crops])
     samples = [pictures.draw(kind, "train", i) for i in range(2)]
     batch = collate(samples)
     if kind == "notes":
@@ -548,7 +555,7 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     model = small_model(collate.processor)
     reader = reading.FeatureReader(model.vision_tower, model.config.hidden_size)
     loss, lesson, _, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
-    alone = [reading.PROCESSOR(image) for sample in samples for image in sample.images]
+    alone = [reading.PROCESSOR(image, num_crops=num_crops) for sample in samples for image in sample.images]
     numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]
     assert len(batch["classes"]) == sum(numbers)
     assert torch.equal(reader.tiles, torch.cat([a["pixel_values"][0, :n] for a, n in zip(alone, numbers)]))
@@ -558,9 +565,9 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind):
     assert measures["whole"] == 0
 
 
-@pytest.mark.parametrize("kind", ["chart", "cover", "table"])
-def test_lessons_in_looking_point_to_the_character_that_is_said_next(kind):
-    collate = train.Collate(train.build_processor(), lessons=True)
+@pytest.mark.parametrize(("kind", "num_crops"), [("chart", 4), ("cover", 4), ("table", 4), ("table", 9)])
+def test_lessons_in_looking_point_to_the_character_that_is_said_next(kind, num_crops):
+    collate = train.Collate(train.build_processor(), lessons=True, num_crops=[num_crops])
     samples = [pictures.draw(kind, "heldout", i) for i in range(8)]
     batch = collate(samples)
     image_token = collate.image
@@ -569,7 +576,7 @@ def test_lessons_in_looking_point_to_the_character_that_is_said_next(kind):
         ids, sample = batch["input_ids"][row].tolist(), samples[row]
         said = collate.processor.tokenizer.convert_ids_to_tokens(ids[position + 1]).replace("▁", "")
         assert ids[target] == image_token
-        features = looking.features_of(sample.images[0].size, sample.characters[0]) + ids.index(image_token)
+        features = looking.features_of(sample.images[0].size, sample.characters[0], num_crops) + ids.index(image_token)
         there = [CHARACTERS[int(index)] for index in sample.characters[0][features == target, 0]]
         assert said[0] in there
 
@@ -826,6 +833,15 @@ def test_one_process_trains_on_a_gpu(monkeypatch):
 def test_pixel_values_come_in_the_dtype_of_the_computation():
     collate = train.Collate(train.build_processor(), lessons=True, dtype=torch.bfloat16)
     assert collate([pictures.draw("cover", "train", 0)])["pixel_values"].dtype == torch.bfloat16
+
+
+def test_batches_have_now_few_tiles_a_picture_and_now_many():
+    torch.manual_seed(0)
+    collate = train.Collate(train.build_processor(), lessons=True, num_crops=[1, 4])
+    sample = pictures.draw("cover", "train", 0)
+    tiles = [len(collate([sample])["classes"]) for _ in range(40)]
+    assert set(tiles) == {2, 5}  # with the global view
+    assert min(map(tiles.count, {2, 5})) >= 10
 
 
 def number_of(split: str, index: int) -> int:

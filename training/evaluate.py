@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--kinds", nargs="+", default=SCORED, choices=SCORED, help="by default all that have pictures")
     parser.add_argument("--short", action="store_true", help="one short question on each chart, table or scene instead")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
+    parser.add_argument("--num-crops", type=int, help="tiles a picture at most, by default as the checkpoint says")
     parser.add_argument("--quantization", help="int8, say: what is lost by it?")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
@@ -82,7 +83,9 @@ def main():
         if not args.kinds:
             parser.error(f"--short asks about these kinds: {', '.join(SMALL_QUESTIONS)}")
     torch.manual_seed(0)
-    model, processor = load_model_and_processor(args.checkpoint, quantization=args.quantization)
+    model, processor = load_model_and_processor(
+        args.checkpoint, num_crops=args.num_crops, quantization=args.quantization
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     rows, report = ["| kind, split | pictures | exact | more |", "|---|---|---|---|"], {}
     for kind, split in itertools.product(args.kinds, HELD_OUT):

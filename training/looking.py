@@ -16,7 +16,7 @@ from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb
 
 from .pictures.sample import CHARACTERS, Sample
 from .reading import in_grid
-from .recipe import PATCH
+from .recipe import NUM_CROPS, PATCH
 
 #: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons
 #: (3 and 4 when there were six layers: `grow.py` moves them).
@@ -82,16 +82,16 @@ def only(facts: Iterable[str], answer: str) -> str:
     return kept
 
 
-def features_of(size: tuple[int, int], characters: np.ndarray) -> np.ndarray:
+def features_of(size: tuple[int, int], characters: np.ndarray, num_crops: int = NUM_CROPS) -> np.ndarray:
     """For each character of a picture of this size (width, height) the number of the image feature, counted from the
-    picture's first, that shows its centre in full size; int64 (characters,)."""
-    edges, (width, height) = in_grid(size, characters)
+    picture's first, that shows its centre in full size, in at most `num_crops` tiles; int64 (characters,)."""
+    edges, (width, height) = in_grid(size, characters, num_crops)
     centers = (edges[:, :2] + edges[:, 2:]) / 2
     column, row = (np.clip(centers, 0, [width - 1, height - 1]) // FEATURE).astype(int).T
     return row * (width // FEATURE + 1) + column
 
 
-def looks_of(sample: Sample, pieces: list[str]) -> list[tuple[int, int]]:
+def looks_of(sample: Sample, pieces: list[str], num_crops: int = NUM_CROPS) -> list[tuple[int, int]]:
     """For the tokens of a sample's first answer, as text: pairs (number of a token, image feature that shows it)."""
     if len(sample.images) != 1 or sample.kind == "mismatch":  # which says what cannot be seen
         return []
@@ -100,7 +100,7 @@ def looks_of(sample: Sample, pieces: list[str]) -> list[tuple[int, int]]:
     if sample.kind == "cover":
         answer = only(sample.truth.values(), answer)
     places = places_of(answer, characters)
-    features = features_of(sample.images[0].size, characters)
+    features = features_of(sample.images[0].size, characters, num_crops)
     looks, begin = [], 0
     for i, piece in enumerate(pieces):
         seen = [places[k] for k in range(begin, begin + len(piece)) if k in places]

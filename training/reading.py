@@ -59,23 +59,25 @@ class FeatureReader(ReadingHead):
         return *super().forward(self.hidden_states), again.transpose(2, 3).flatten(1, 4)
 
 
-def in_grid(size: tuple[int, int], characters: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Edges (characters, 4) in the grid of tiles that a picture of this size (width, height) is scaled to and padded
-    for, and the width and height of that grid; all in pixels."""
-    resized = PROCESSOR.get_resized_size(*size[::-1])[::-1]
+def in_grid(
+    size: tuple[int, int], characters: np.ndarray, num_crops: int = NUM_CROPS
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Edges (characters, 4) in the grid of at most `num_crops` tiles that a picture of this size (width, height) is
+    scaled to and padded for, and the width and height of that grid; all in pixels."""
+    resized = PROCESSOR.get_resized_size(*size[::-1], num_crops)[::-1]
     width, height = (math.ceil(side / TILE) * TILE for side in resized)
     pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2] * 2)
     return characters[:, 1:] * np.tile(np.divide(resized, size), 2) + pad, (width, height)
 
 
-def lessons(size: tuple[int, int], characters: np.ndarray):
-    """What the tiles of a picture of this size (width, height) show, the global view first.
+def lessons(size: tuple[int, int], characters: np.ndarray, num_crops: int = NUM_CROPS):
+    """What the at most `num_crops` tiles of a picture of this size (width, height) show, the global view first.
 
     Returns int64 classes (tiles, patches, PARTS) and float32 boxes (tiles, patches, PARTS, 3): the character's centre
     relative to the part, and its width, in patches. A character too small to be read has the class IGNORED, and so
     has everything in a picture of which no character is known.
     """
-    edges, (width, height) = in_grid(size, characters)
+    edges, (width, height) = in_grid(size, characters, num_crops)
     labels = characters[:, 0].astype(np.int64)
     whole = _lessons(labels, edges * np.tile([TILE / width, TILE / height], 2), 1, 1)
     parts = _lessons(labels, edges, height // TILE, width // TILE)

@@ -7,8 +7,11 @@ Ends with the checkpoint in the official layout in `--checkpoint`. The tower com
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,16 +104,23 @@ def conversation(sample: Sample) -> str:
 class Collate:
     """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `lessons`,
     also those in reading, for the tiles of the pictures, and in looking, for the tokens of the answers. `dtype` is that
-    of `pixel_values`."""
+    of `pixel_values`; for each batch one of `num_crops` is drawn."""
 
-    def __init__(self, processor: Phi3VProcessor, lessons: bool = False, dtype: torch.dtype = torch.float32):
-        self.processor, self.lessons, self.dtype = processor, lessons, dtype
+    def __init__(
+        self,
+        processor: Phi3VProcessor,
+        lessons: bool = False,
+        dtype: torch.dtype = torch.float32,
+        num_crops: Sequence[int] = (recipe.NUM_CROPS,),
+    ):
+        self.processor, self.lessons, self.dtype, self.num_crops = processor, lessons, dtype, num_crops
         names = ["<|assistant|>", "<|end|>", "<|endoftext|>", "<|image|>"]
         self.assistant, self.end, self.end_of_text, self.image = processor.tokenizer.convert_tokens_to_ids(names)
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         texts, images = [conversation(sample) for sample in samples], [sample.images for sample in samples]
-        inputs = dict(self.processor(texts, images, padding_side="right"))
+        num_crops = self.num_crops[torch.randint(len(self.num_crops), ())]
+        inputs = dict(self.processor(texts, images, padding_side="right", num_crops=num_crops))
         # What fills up the rows stands behind all that looks back, so that no mask is needed.
         del inputs["attention_mask"]
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
@@ -125,16 +135,17 @@ class Collate:
                 labels[begin : begin + len(self.processor.tokenizer.tokenize(sample.told))] = -100
         if self.lessons and "pixel_values" in inputs:
             # In the order of the pictures in the text, which is that of the samples' lists.
-            pairs = [lessons(image.size, marks) for s in samples for image, marks in zip(s.images, s.characters)]
-            inputs["classes"], inputs["boxes"] = (torch.cat(part) for part in zip(*pairs, strict=True))
+            pairs = [(image.size, marks) for s in samples for image, marks in zip(s.images, s.characters, strict=True)]
+            parts = zip(*(lessons(*pair, num_crops) for pair in pairs), strict=True)
+            inputs["classes"], inputs["boxes"] = (torch.cat(part) for part in parts)
             rows = enumerate(zip(samples, inputs["input_ids"].tolist(), strict=True))
-            looks = [(row, *look) for row, (sample, ids) in rows for look in self.looks(sample, ids)]
+            looks = [(row, *look) for row, (sample, ids) in rows for look in self.looks(sample, ids, num_crops)]
             inputs["looks"] = torch.tensor(looks, dtype=torch.int64).reshape(-1, 3)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         return inputs
 
-    def looks(self, sample: Sample, ids: list[int]) -> list[tuple[int, int]]:
+    def looks(self, sample: Sample, ids: list[int], num_crops: int) -> list[tuple[int, int]]:
         """Lessons in looking for one row of the batch: pairs (position that looks, position to look at)."""
         if not sample.images:
             return []
@@ -142,7 +153,7 @@ class Collate:
         pieces = self.processor.tokenizer.convert_ids_to_tokens(ids[begin : ids.index(self.end, begin)])
         # The answer begins without the space that its first token has.
         pieces = [piece.replace("▁", " ").replace("<0x0A>", "\n") for piece in pieces]
-        looks = looks_of(sample, [pieces[0].removeprefix(" "), *pieces[1:]])
+        looks = looks_of(sample, [pieces[0].removeprefix(" "), *pieces[1:]], num_crops)
         # A token is said by the position before it.
         return [(begin + token - 1, first + feature) for token, feature in looks]
 
@@ -211,6 +222,13 @@ def main():
     parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
     parser.add_argument("--look", type=float, default=0.1, help="weight of the lessons in looking beside the answers")
     parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
+    parser.add_argument(
+        "--num-crops",
+        nargs="+",
+        type=int,
+        default=[recipe.NUM_CROPS],
+        help="tiles a picture at most: one of these for each batch, by chance",
+    )
     parser.add_argument("--times", type=int, default=1, help="how often each picture is learned from, some steps apart")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
@@ -246,10 +264,14 @@ def main():
     run = Run(args.out, learning, steps, pictures, args.minutes)
     # What is computed in bfloat16 is handed over in it: half as much to move.
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-    collate = Collate(processor, args.read + args.look > 0, dtype)
+    collate = partial(Collate, processor, args.read + args.look > 0, dtype)
     drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
-    held_out = {kind: collate([draw(kind, "heldout", i) for i in range(16)]) for kind in sorted(set(args.kinds))}
-    batches = again(stream_of_batches(drawing, collate, args.batch, args.workers, run.seen // args.times), args.times)
+    held_out = {}
+    for kind, num_crops in itertools.product(sorted(set(args.kinds)), sorted(set(args.num_crops))):
+        name = kind if num_crops == recipe.NUM_CROPS else f"{kind}_{num_crops}"
+        held_out[name] = collate([num_crops])([draw(kind, "heldout", i) for i in range(16)])
+    drawn = stream_of_batches(drawing, collate(args.num_crops), args.batch, args.workers, run.seen // args.times)
+    batches = again(drawn, args.times)
     for batch in run.steps(batches, args.batch):
         model.vision_tower.requires_grad_(run.done >= args.frozen)
         loss, read, look, measures = loss_and_measures(model, batch, device, reader, looking)
