@@ -254,6 +254,7 @@ def main():
     looking = Looking(model)
     if args.compile:
         compile_layers((*model.model.layers, *model.vision_tower.encoder.layers))
+    teachers = reader if args.read else None, looking if args.look else None
     learning = nn.ModuleDict({"model": model, "reader": reader})
     # The reading head begins anew each time and should be good before the tower begins to learn from it.
     rate = {"reader": 8 * args.lr, "tower": args.lr / 2, "decoder": args.lr}
@@ -274,13 +275,13 @@ def main():
     batches = again(drawn, args.times)
     for batch in run.steps(batches, args.batch):
         model.vision_tower.requires_grad_(run.done >= args.frozen)
-        loss, read, look, measures = loss_and_measures(model, batch, device, reader, looking)
+        loss, read, look, measures = loss_and_measures(model, batch, device, *teachers)
         run.update(loss + args.read * read + args.look * look, **measures)
         if run.time_to_evaluate():
             scores = {}
             with torch.no_grad():
                 for kind, batch in held_out.items():
-                    loss, _, _, measures = loss_and_measures(model, batch, device, reader, looking)
+                    loss, _, _, measures = loss_and_measures(model, batch, device, *teachers)
                     measures = {f"heldout_{name}_{kind}": value for name, value in measures.items()}
                     scores |= {f"heldout_loss_{kind}": loss.item()} | measures
             run.report(**scores)
