@@ -2,9 +2,9 @@
 
     python -m benchmarks.cuda
 
-Times are the card's own: the table names it. `seed` is how the page that this project grew from ran the model: eager
-attention, and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is
-measured beside it, for an estimate of the least: a token reads every weight of the decoder once, a prompt multiplies
+Times are the card's own: the table names it. `seed` is the original code's way without flash-attn: eager attention,
+and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is measured
+beside it, for an estimate of the least: a token reads every weight of the decoder once, a prompt multiplies
 with each of them. Needs 16 GB of GPU memory and, for `compiled`, a C compiler.
 """
 

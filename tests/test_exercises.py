@@ -105,6 +105,27 @@ def test_a_title_that_pillow_cannot_draw_is_not_misread(capsys):
     assert capsys.readouterr().out.startswith("Not yet: use plain letters")
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "right"),
+    [
+        ("check_misread", ("A", 'The title of the book is "A"A".'), True),
+        ("check_misread", ("Winter  Light", 'The title of the book is "Winter Light".'), False),
+        ("check_misread", ("Winter Light", "I cannot see a book cover in this picture."), True),
+        ("check_pale", ("#f4ead5", "I cannot see a book cover in this picture."), False),
+        ("check_pale_discs", ((255, 255, 255), "I see nothing."), False),
+        ("check_pale_discs", ((300, 300, 300), "I see nothing."), False),
+        ("check_pale_discs", ((254, 254, 254), "I see nothing."), True),
+        ("check_price_schema", ({"type": "string", "pattern": r"^\$.+\.\d\d$"},), False),
+        ("check_price_schema", ({"type": "string", "pattern": r"^\$\w+\.\d\d$"},), False),
+        ("check_price_schema", ({"type": "string", "pattern": r"^\$\d+\.\w\w$"},), False),
+        ("check_price_schema", ({"enum": ["$2.15", "$10.00"]},), False),
+    ],
+)
+def test_what_a_learner_may_try(name, answer, right, capsys):
+    CHECKS[name](*answer)
+    assert capsys.readouterr().out.startswith("Right: " if right else "Not yet: ")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_the_last_cell_runs_on_its_own(path, capsys):
     cell, _ = code_cells(path)[-1]
