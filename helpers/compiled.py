@@ -33,8 +33,9 @@ class CompiledDecoding:
 
     @contextlib.contextmanager
     def lend(self, positions: int) -> Iterator[dict]:
-        """Arguments of `generate` for an answer of so many positions; none while another answer has the cache."""
-        if not self._lent.acquire(blocking=False):
+        """Arguments of `generate` for an answer of so many positions; none while another answer has the cache, or for
+        more positions than the model has."""
+        if positions > self._model.config.max_position_embeddings or not self._lent.acquire(blocking=False):
             yield {}
             return
         try:
@@ -51,7 +52,6 @@ class CompiledDecoding:
     def _empty_cache(self, positions: int) -> StaticCache:
         """An empty cache for so many positions or more: the last one, if it is large enough."""
         config, device, dtype = self._model.config, self._model.device, self._model.dtype
-        positions = min(positions, config.max_position_embeddings)
         if self._room < positions or self._made_for != (device, dtype):
             self._forget()  # first, for it takes memory
             room = max(self._smallest, 1 << (positions - 1).bit_length())

@@ -9,19 +9,19 @@ def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper=
     """Return a picture with the lines of `text` in its middle, as large as they fit.
 
     Args:
-        text: one line or several of plain letters, digits and signs: Pillow's own font has no others.
+        text: one line or several of plain letters, digits and signs, those of ASCII.
         size: width and height in pixels.
         ink, paper: colours, as Pillow names them.
 
     Raises:
-        ValueError: no text, so much that it would be too small to read, or letters that the font lacks.
+        ValueError: no text, so much that it would be too small to read, or others than these letters.
     """
-    text = "\n".join(line.strip() for line in text.strip().splitlines())
+    text = "\n".join(line.strip() for line in text.expandtabs(4).strip().splitlines())
     if not text:
         raise ValueError("There are no words to draw; write some first.")
-    if not text.isascii():
-        lacking = "".join(sorted({letter for letter in text if not letter.isascii()}))
-        raise ValueError(f"Pillow's own font has no {lacking}; write with plain letters, digits and signs.")
+    others = "".join(sorted({letter for letter in text if not " " <= letter <= "~"} - {"\n"}))
+    if others:
+        raise ValueError(f"Only plain letters, digits and signs are drawn, not {others!r}; leave these out.")
     picture = Image.new("RGB", size, paper)
     pen = ImageDraw.Draw(picture)
     for pixels in range(LARGEST, SMALLEST - 1, -2):

@@ -14,7 +14,13 @@ from .machine import out_of_memory
 from .prompts import format_prompt
 
 #: What every answer needs, whatever a checkpoint's own settings say.
-ONE_BY_ONE = {"use_cache": True, "num_beams": 1, "return_dict_in_generate": False}
+ONE_BY_ONE = {
+    "use_cache": True,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "prompt_lookup_num_tokens": None,
+    "return_dict_in_generate": False,
+}
 _FORMATTED = ("<|user|>", "<|system|>")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import numbers
 import os
 import re
 import threading
@@ -52,9 +53,14 @@ def load_image(
 
     Raises:
         ImageLoadError: whatever the source is, when it cannot be read.
-        ValueError: `background` is not a colour.
+        ValueError: `background` is not a colour's name, or a limit no number.
     """
+    if not isinstance(background, str):
+        raise ValueError(f'background is {background!r}; name a colour, as in "white" or "#f4ead5".')
     colour = ImageColor.getrgb(background)[:3]
+    for limit, value in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
+        if not isinstance(value, numbers.Integral):
+            raise ValueError(f"{limit} is {value!r}; pass a whole number, however large.")
     name = _name(source)
     try:
         if isinstance(source, Image.Image):

@@ -51,14 +51,17 @@ class Int8Linear(nn.Module):
         elif kernel is not by_vnni:  # with VNNI nothing else has been timed for few rows
             self.multiply_few = functools.partial(few_by_bfloat16, weight)
 
-    def _apply(self, fn, recurse=True):
-        """Called by `to` and its like. What is packed cannot follow."""
+    def check_move(self, fn: Callable):
+        """Refuses what `to` and its like would change: what is packed cannot follow."""
         now, then = self.weight_scale, fn(self.weight_scale)
         if self.weight is None and (now.device, now.dtype) != (then.device, then.dtype):
             raise RuntimeError(
                 "A model in 8 bits stays on its device and in its dtypes; load it anew with the device or dtype you "
                 "want, or with quantization=False."
             )
+
+    def _apply(self, fn, recurse=True):
+        self.check_move(fn)
         return super()._apply(fn, recurse)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

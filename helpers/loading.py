@@ -50,7 +50,8 @@ def load_model_and_processor(
         dtype: a torch.dtype or its name; by default what `choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
         quantization: "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA only), a
-            transformers quantization config, or False for none; by default what `choose_quantization` says.
+            transformers quantization config, or False for none; by default what `choose_quantization` says, and with a
+            `dtype` none.
         num_crops: at most so many tiles a picture; fewer tiles cost fewer tokens and less memory.
         compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token and parts of what
             comes before it (`helpers.compiled`). Loading takes longer; answers come faster.
@@ -178,9 +179,9 @@ def _check_quantization(quantization: str | bool, device) -> None:
 
 def _weights_that_fit(parameters: int, device, dtype, quantization) -> tuple:
     """The dtype and the quantization asked for or the best ones, if so many weights fit into memory with them."""
-    dtype = dtype or choose_dtype(device, parameters).value
-    if quantization is None:
+    if quantization is None and dtype is None:  # who names a dtype wants the weights in it
         quantization = choose_quantization(device, parameters).value
+    dtype = dtype or choose_dtype(device, parameters).value
     if lack := lack_of_memory(parameters, device, dtype, quantization):
         raise RuntimeError(f"{lack[0]}; {lack[1]}.")
     return dtype, quantization
@@ -249,7 +250,8 @@ def _explained(read, folder: Path, device, damage):
     except Exception as error:  # a damaged config can fail anywhere
         if not out_of_memory(error):
             text = " ".join(str(error).split())[:300]
-            fix = "download it again" if isinstance(error, damage) else "check the settings, or pass another folder"
+            again = "download it again, or save model and processor there"
+            fix = again if isinstance(error, damage) else "check the settings, or pass another folder"
             raise CheckpointError(f"{folder} cannot be loaded as a Phi-3-vision checkpoint ({text}); {fix}.") from error
     # Outside the handler, so that the first error's traceback does not keep the weights alive.
     smaller = 'quantization="int4" or device="cpu"' if device.type == "cuda" else 'device="cpu", quantization="int8"'

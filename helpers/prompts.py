@@ -1,5 +1,6 @@
 """The model's prompt markup."""
 
+import numbers
 from collections.abc import Iterable
 
 from .phi3_v.processing_phi3_v import escape_control_tokens
@@ -21,12 +22,12 @@ def format_prompt(
     the place of a picture.
 
     Raises:
-        ValueError: an empty question, or a negative number of pictures.
+        ValueError: an empty question, or no number of pictures.
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty; pass the text to ask, such as 'What is shown here?'.")
-    if num_images < 0:
-        raise ValueError(f"num_images is {num_images}; pass 0 for a question without pictures, or more.")
+    if not isinstance(num_images, numbers.Integral) or num_images < 0:
+        raise ValueError(f"num_images is {num_images!r}; pass 0 for a question without pictures, or more.")
     if not isinstance(system, (str, type(None))):
         raise ValueError(f"system is {system!r}; pass a text.")
     prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""

@@ -117,7 +117,11 @@ class _Asker:
                 self.status.value = f"{name}: {_sentence(error)}"
                 return
             pictures.append(picture)
-        preview = side_by_side(pictures, PREVIEW[0])
+        try:
+            preview = side_by_side(pictures, PREVIEW[0])
+        except ValueError as error:  # there are too many
+            self.status.value = _sentence(error)
+            return
         preview.thumbnail(PREVIEW)
         kind, data = encode(preview)
         alt = html.escape(", ".join(name for name, _ in sources))

@@ -32,6 +32,17 @@ def test_as_one_by_one(tiny, images, batch_size):
         assert [getattr(answer, name) for answer in answers] == [getattr(answer, name) for answer in expected]
 
 
+@pytest.mark.parametrize("setting", ["num_return_sequences", "prompt_lookup_num_tokens", "num_beams"])
+def test_settings_of_a_checkpoint_that_would_change_the_answers(tiny, images, monkeypatch, setting):
+    model, processor = tiny
+    asked, pictures = ["What?", "Who is it?"], images[:2]
+    before = generate_many(model, processor, asked, pictures, max_new_tokens=8, progress=False)
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    monkeypatch.setattr(model.generation_config, setting, 2)
+    assert generate_many(model, processor, asked, pictures, max_new_tokens=8, progress=False) == before
+    assert [generate(model, processor, *pair, max_new_tokens=8) for pair in zip(asked, pictures)] == before
+
+
 def test_an_answer_tells_whether_it_was_cut_off(tiny, images):
     """The first prompt ends its answer at once, the second goes on until it is cut off."""
     end = tiny[1].tokenizer.convert_tokens_to_ids("<|end|>")

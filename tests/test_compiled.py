@@ -112,7 +112,7 @@ def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
 
     monkeypatch.setattr("transformers.cache_utils.StaticLayer.lazy_initialization", fail)
     with pytest.raises(RuntimeError, match="Out of memory"):
-        generate(*tiny, "Hello", max_new_tokens=10**10)
+        generate(*tiny, "Hello", max_new_tokens=tiny[0].config.max_position_embeddings // 2)
     monkeypatch.undo()
     assert generate(*tiny, "Hello", max_new_tokens=4) == usual(tiny, "Hello", max_new_tokens=4)
 
@@ -140,9 +140,12 @@ def test_a_model_that_was_moved_gets_another_cache(golden_checkpoint):
         assert generate(model, processor, "Hello", max_new_tokens=4).new_tokens == 4
 
 
-def test_no_cache_is_longer_than_the_model(tiny, graphs):
-    with tiny[0].compiled_decoding.lend(10**10) as lent:
-        assert lent[CACHE].get_max_length() == tiny[0].config.max_position_embeddings
+def test_what_is_longer_than_the_model_is_not_compiled(tiny, graphs):
+    positions = tiny[0].config.max_position_embeddings
+    with tiny[0].compiled_decoding.lend(positions) as lent:
+        assert lent[CACHE].get_max_length() >= positions
+    with tiny[0].compiled_decoding.lend(positions + 1) as lent:
+        assert lent == {}
 
 
 def test_only_the_compiled_step_plans_its_attention(monkeypatch):

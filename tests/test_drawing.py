@@ -26,10 +26,18 @@ def test_colours_size_and_spaces_around():
     assert picture.getpixel((0, 0)) == (0, 0, 128)
     assert (255, 0, 0) in {color for _, color in picture.getcolors(10_000)}
     assert picture.tobytes() == draw_text("Hi", (300, 100), ink="red", paper="navy").tobytes()
+    assert draw_text("9\t17").tobytes() == draw_text("9   17").tobytes()
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [(" \n ", "no words"), ("word " * 40, "write less"), ("a\n" * 20, "fit"), ("Åse", "no Å")]
+    ("text", "problem"),
+    [
+        (" \n ", "no words"),
+        ("word " * 40, "write less"),
+        ("a\n" * 20, "fit"),
+        ("Åse “x”", "not 'Å“”'"),
+        ("bell\a", r"not '\\x07'"),
+    ],
 )
 def test_what_cannot_be_drawn(text, problem):
     with pytest.raises(ValueError, match=problem):

@@ -225,6 +225,15 @@ def test_half_transparent_mixes():
     assert abs(load_image(source).getpixel((0, 0))[0] - 127) <= 1
     with pytest.raises(ValueError, match="unknown color"):
         load_image(source, background="no colour")
+    with pytest.raises(ValueError, match=r"background is .*name a colour"):
+        load_image(source, background=(1, 2, 3))
+
+
+@pytest.mark.parametrize("limit", ["max_pixels", "max_bytes"])
+def test_a_limit_that_is_none_is_not_blamed_on_the_picture(limit):
+    with pytest.raises(ValueError, match=f"{limit} is None; pass a whole number") as caught:
+        load_image(gradient(), **{limit: None})
+    assert not isinstance(caught.value, ImageLoadError)
 
 
 def test_every_format_has_a_decoder():

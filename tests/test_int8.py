@@ -171,6 +171,16 @@ def test_every_linear_layer_but_the_head(rounded):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("where", ["meta", torch.bfloat16])
+def test_a_model_that_cannot_be_moved_is_left_whole(rounded, where):
+    model, _ = rounded
+    before = {name: (parameter.device, parameter.dtype) for name, parameter in model.named_parameters()}
+    for part in (model, model.model):
+        with pytest.raises(RuntimeError, match="load it anew"):
+            part.to(where)
+    assert {name: (parameter.device, parameter.dtype) for name, parameter in model.named_parameters()} == before
+
+
 def test_logits_stay_near(exact, rounded):
     inputs = exact[1](helpers.format_prompt(QUESTION), helpers.load_image(COVER), return_tensors="pt")
     with torch.no_grad():

@@ -77,7 +77,10 @@ def test_a_large_model_is_rounded_on_a_cpu(folder, monkeypatch):
     monkeypatch.setattr(machine, "SMALL", 1000)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert rounded()
+    assert rounded(dtype="auto")
     assert not rounded(quantization=False)
+    assert not rounded(dtype="float32")
+    assert rounded(dtype="float32", quantization="int8")
 
 
 def test_a_flash_attention_config_loads_without_flash_attn(folder):

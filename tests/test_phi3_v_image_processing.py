@@ -87,12 +87,13 @@ def test_tiles_are_the_picture(width, height, num_crops):
         np.zeros((30, 40, 4), np.uint8),
         np.zeros((30, 40), np.uint8),
         np.zeros((3, 3, 3), np.uint8),
+        np.zeros((30, 40, 1), np.uint8),
     ],
 )
 def test_uint8_arrays_are_pictures(image):
     # The original fails on arrays (see errors_and_quirks.json, numpy_image).
     outputs = Phi3VImageProcessor(image_size=28)(image)
-    expected = Phi3VImageProcessor(image_size=28)(Image.fromarray(image))
+    expected = Phi3VImageProcessor(image_size=28)(Image.fromarray(image.squeeze()))
     assert torch.equal(outputs["pixel_values"], expected["pixel_values"])
 
 

@@ -308,6 +308,11 @@ def test_chat_template_with_settings():
         processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
 
 
+def test_messages_are_dicts():
+    with pytest.raises(ValueError, match="A message is a dict with role and content, got str"):
+        tiny_processor().apply_chat_template(["Hi"])
+
+
 def test_an_empty_conversation():
     with pytest.raises(ValueError, match="pass at least one"):
         tiny_processor().apply_chat_template([])
@@ -427,6 +432,9 @@ def test_rows_without_pictures_may_be_none_or_bare():
     inputs = processor(prompts, [[image], None, image])
     expected = processor(prompts, [[image], [], [image]])
     assert inputs["input_ids"].equal(expected["input_ids"])
+    inputs = processor(prompts, [image, None, image])
+    assert inputs["input_ids"].equal(expected["input_ids"])
+    assert "pixel_values" not in processor(["a", "b"], [None, None])
     with pytest.raises(ValueError, match="at least one"):
         processor([])
 

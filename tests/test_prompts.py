@@ -47,6 +47,12 @@ def test_empty_question(question):
         format_prompt(question)
 
 
+@pytest.mark.parametrize("num_images", ["2", 1.0, None])
+def test_no_number_of_pictures(num_images):
+    with pytest.raises(ValueError, match="num_images is"):
+        format_prompt("What?", num_images)
+
+
 def test_negative_number_of_pictures():
     with pytest.raises(ValueError, match="num_images is -1"):
         format_prompt("Hello", -1)

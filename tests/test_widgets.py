@@ -321,10 +321,13 @@ def test_a_broken_upload_keeps_the_pictures_from_before(box):
     assert box.asker.status.value == "Ready."
 
 
-def test_an_upload_that_is_too_thin_keeps_the_pictures_from_before(box):
+def test_an_upload_that_is_too_thin_or_of_too_many_keeps_the_pictures_from_before(box):
     before = box.asker.pictures
     upload(box, thin=png(1000, 1))
     assert box.asker.status.value.startswith("thin.png: A picture of 1000 x 1 pixels is too thin")
+    assert box.asker.pictures is before
+    upload(box, **{f"picture{i}": png() for i in range(60)})
+    assert box.asker.status.value.startswith("60 pictures do not fit into 480 pixels")
     assert box.asker.pictures is before
 
 

@@ -82,8 +82,8 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images, num_crops: int | None = None, return_tensors=None) -> BatchFeature:
         """
-        images: a PIL image, a uint8 array (height, width, 3 or 4), a path, or what else transformers fetches, such as
-            a URL; or a list of these.
+        images: a PIL image, a uint8 array (height, width) or (height, width, 1, 3 or 4), a path, or what else
+            transformers fetches, such as a URL; or a list of these.
 
         Returns `pixel_values`, float32 (pictures, num_crops + 1, 3, image_size, image_size): the global view,
         the tiles row by row, then zeros; and `image_sizes`, int64 (pictures, 2): padded height and width.
@@ -104,11 +104,11 @@ class Phi3VImageProcessor(BaseImageProcessor):
         elif isinstance(image, (str, os.PathLike)):
             image = self.fetch_images(os.fspath(image))
         shape = getattr(image, "shape", ())
-        if getattr(image, "dtype", None) == np.uint8 and len(shape) > 1 and shape[2:] in ((), (3,), (4,)):
-            image = Image.fromarray(image)
+        if getattr(image, "dtype", None) == np.uint8 and len(shape) > 1 and shape[2:] in ((), (1,), (3,), (4,)):
+            image = Image.fromarray(image[:, :, 0] if shape[2:] == (1,) else image)
         if not isinstance(image, Image.Image):
             raise ValueError(
-                "An image must be a PIL image or a uint8 array (height, width, 3 or 4), got "
+                "An image must be a PIL image or a uint8 array (height, width) or (height, width, 1, 3 or 4), got "
                 f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}."
             )
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):

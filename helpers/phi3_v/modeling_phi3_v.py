@@ -147,6 +147,13 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):
         elif isinstance(module, Phi3VRotaryEmbedding):
             init.copy_(module.inv_freq, module.compute_inv_freq(module.inv_freq.device)[0])
 
+    def _apply(self, fn, recurse=True):
+        # Layers that cannot be moved (`helpers.int8`) are asked first: the embedding before them has then not moved.
+        for module in self.modules():
+            if hasattr(module, "check_move"):
+                module.check_move(fn)
+        return super()._apply(fn, recurse)
+
     @property
     def vision_tower(self) -> CLIPVisionModel:
         """The CLIP tower up to the last layer in use; its `last_hidden_state` holds the patch features."""

@@ -8,8 +8,6 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 ROLES = ("system", "user", "assistant")
-SETTINGS = ("padding", "truncation", "max_length", "return_tensors", "add_special_tokens", "num_crops")
-SETTINGS += ("padding_side", "pad_to_multiple_of")
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 CONTROL_TOKEN_START = re.compile(r"<(?=\||/?s>|unk>)")
 
@@ -84,11 +82,19 @@ class Phi3VProcessor(ProcessorMixin):
         each once, in any order; for `<|image|>` in the text; where `truncation` would cut a prompt with
         pictures. Raises `TypeError` for a setting that is not one of these.
         """
+        named = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
+            "add_special_tokens": add_special_tokens,
+            "num_crops": num_crops,
+            "padding_side": padding_side,
+            "pad_to_multiple_of": pad_to_multiple_of,
+        }
         common, texts, pictures = (kwargs.pop(f"{kind}_kwargs", None) or {} for kind in ("common", "text", "images"))
         if grouped := {**common, **texts, **pictures}:
-            settings = (padding, truncation, max_length, return_tensors, add_special_tokens, num_crops)
-            settings += (padding_side, pad_to_multiple_of)
-            return self(text, images, **{**dict(zip(SETTINGS, settings)), **kwargs, **grouped})
+            return self(text, images, **{**named, **kwargs, **grouped})
         prompts = [text] if isinstance(text, str) else text
         strings = isinstance(prompts, (list, tuple)) and all(isinstance(prompt, str) for prompt in prompts)
         if not strings or not prompts:
@@ -96,7 +102,7 @@ class Phi3VProcessor(ProcessorMixin):
         if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
             raise ValueError("Phi-3-Vision takes text and images only.")
         if kwargs:
-            raise TypeError(f"Unknown settings: {', '.join(sorted(kwargs))}. Known are {', '.join(SETTINGS)}.")
+            raise TypeError(f"Unknown settings: {', '.join(sorted(kwargs))}. Known are {', '.join(named)}.")
         rows = self._deal_images(prompts, images)
         images = [image for prompt, row in zip(prompts, rows) for image in self.order_images(prompt, row)]
 
@@ -122,7 +128,7 @@ class Phi3VProcessor(ProcessorMixin):
     def _deal_images(self, prompts: list[str], images) -> list[list]:
         """A list of pictures for each prompt."""
         images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
-        if any(isinstance(row, (list, tuple)) for row in images):
+        if any(row is None or isinstance(row, (list, tuple)) for row in images):
             if len(images) != len(prompts):
                 raise ValueError(f"Got {len(prompts)} prompts but {len(images)} lists of images.")
             return [row if isinstance(row, (list, tuple)) else [] if row is None else [row] for row in images]
@@ -193,6 +199,8 @@ class Phi3VProcessor(ProcessorMixin):
     @staticmethod
     def _escape(message: dict) -> dict:
         """A copy of `message` that cannot yield control tokens."""
+        if not isinstance(message, dict):
+            raise ValueError(f"A message is a dict with role and content, got {type(message).__name__}.")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(f"The role of a message must be one of {', '.join(ROLES)}, got {role!r}.")
