@@ -47,7 +47,7 @@ def test_the_tables_of_the_cpu_say_what_was_measured():
 @pytest.mark.parametrize(
     ("form", "row"),
     [
-        ("seed", "with the settings usual"),
+        ("seed", "the original code's way"),
         ("ours", "the loader's"),
         ("compiled", "with `compile"),
         ("floor", "an estimate"),
