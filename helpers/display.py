@@ -62,8 +62,7 @@ def facts_of(source, picture: Image.Image, processor) -> str:
     facts = f"{picture.width} x {picture.height} pixels, {mode}"
     if processor is not None:
         tiler = processor.image_processor
-        height, width = tiler.get_resized_size(picture.height, picture.width)
-        columns, rows = -(-width // tiler.image_size), -(-height // tiler.image_size)  # rounded up
+        rows, columns = tiler.get_tile_grid(picture.height, picture.width)
         tokens = tiler.get_num_image_tokens(rows * tiler.image_size, columns * tiler.image_size)
         facts += f", {columns} x {rows} tiles, {tokens:,} tokens"
     return facts

@@ -159,8 +159,8 @@ def _check_settings(device, attn_implementation, quantization, num_crops, compil
         raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attn_implementation!r}.')
     if isinstance(quantization, str) or quantization is True:
         _check_quantization(quantization, device)
-    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
-    if backend is not None and not backend.is_available():
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    if backend is not None and (device.index or 0) >= backend.device_count():
         raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
 
 

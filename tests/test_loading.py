@@ -160,9 +160,9 @@ def test_a_wrong_setting_is_no_damage(golden_checkpoint):
     assert "download" not in str(caught.value)
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:64", "mps"])
 def test_a_device_that_is_not_there(golden_checkpoint, device):
-    if {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
+    if ":" not in device and torch.get_device_module(device).is_available():
         pytest.skip("it is there")
     with pytest.raises(ValueError, match=f"device is {device}.*leave it out"):
         load_model_and_processor(golden_checkpoint, device=device)

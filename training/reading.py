@@ -5,8 +5,6 @@ An answer has a few dozen letters; here every tile has a thousand lessons. Each 
 `i` and `l` are narrower than half a patch.
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import nn
@@ -65,7 +63,7 @@ def in_grid(
     """Edges (characters, 4) in the grid of at most `num_crops` tiles that a picture of this size (width, height) is
     scaled to and padded for, and the width and height of that grid; all in pixels."""
     resized = PROCESSOR.get_resized_size(*size[::-1], num_crops)[::-1]
-    width, height = (math.ceil(side / TILE) * TILE for side in resized)
+    height, width = (TILE * tiles for tiles in PROCESSOR.get_tile_grid(*size[::-1], num_crops))
     pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2] * 2)
     return characters[:, 1:] * np.tile(np.divide(resized, size), 2) + pad, (width, height)
 

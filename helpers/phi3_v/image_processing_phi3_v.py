@@ -72,6 +72,11 @@ class Phi3VImageProcessor(BaseImageProcessor):
             )
         return (short_side, long_side) if width >= height else (long_side, short_side)
 
+    def get_tile_grid(self, height: int, width: int, num_crops: int | None = None) -> tuple[int, int]:
+        """Rows and columns of tiles that a picture of `height` x `width` pixels, once resized, is padded to fill."""
+        height, width = self.get_resized_size(height, width, num_crops)
+        return math.ceil(height / self.image_size), math.ceil(width / self.image_size)
+
     def get_num_image_tokens(self, height: int, width: int) -> int:
         """
         Image tokens of a picture of `height` x `width` pixels, padded (`image_sizes`). For h x w tiles of n x
@@ -128,7 +133,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
             resized = resized.transpose(Image.TRANSPOSE)
         else:
             resized = image.resize((width, height), Image.BILINEAR)
-        h, w = math.ceil(height / size), math.ceil(width / size)
+        h, w = self.get_tile_grid(image.height, image.width, num_crops)
         padded = Image.new("RGB", (w * size, h * size), "white")
         padded.paste(resized, ((padded.width - resized.width) // 2, (padded.height - resized.height) // 2))
 
