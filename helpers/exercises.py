@@ -66,7 +66,7 @@ def check_wide_tokens(answer) -> None:
 
 def check_sunniest_month(answer) -> None:
     """The highest point of the sunshine chart."""
-    _verdict(_text(answer).lower() == "may", "203 hours.", "look for the highest point and write the label below it.")
+    _verdict(_text(answer).lower() == "may", "203 hours.", "write only the label below the highest point.")
 
 
 # 03_ocr
@@ -90,7 +90,7 @@ def check_misread(title, said) -> None:
 
 def check_pale(ink, said) -> None:
     """An ink in which the model no longer reads the title."""
-    hint = "my_ink is empty; name a colour, or write it as in #e8dcc0."
+    hint = 'write my_ink as a text: the name of a colour, or as in "#e8dcc0".'
     if not _text(ink):
         print("Not yet:", hint)
         return
@@ -112,7 +112,7 @@ def check_last_name(answer) -> None:
 
 def check_new_shape(answer) -> None:
     """What the third scene has and the second has not."""
-    hint = "compare the bottom rows of the two pictures."
+    hint = 'colour and shape only, as in "red circle"; compare the bottom rows of the two pictures.'
     _verdict(_text(answer).lower().removeprefix("a ") == "black square", "it stands at the bottom center.", hint)
 
 
@@ -134,7 +134,7 @@ def check_most_pictures(answer) -> None:
 
 def check_lemons(answer) -> None:
     """Price times stock."""
-    _verdict(_near(answer, 2.15 * 208, 0.01), "447.20 dollars.", "multiply the two numbers in the picture's last row.")
+    _verdict(_near(answer, 2.15 * 208, 0.01), "447.20 dollars.", "one number, the product of the two in the last row.")
 
 
 def check_price_schema(answer) -> None:
@@ -219,7 +219,6 @@ def check_upright_size(answer) -> None:
 def check_five_pieces(answer) -> None:
     """The first five pieces of an answer."""
     right = isinstance(answer, list) and len(answer) == 5 and all(isinstance(piece, str) and piece for piece in answer)
-    right = right and "".join(answer).startswith("The ")
     hint = "append each piece of `helpers.stream` to a list, and `break` as soon as there are five."
     why = "five pieces. After `break` the model computes nothing more; cut off by `[:5]` it would have finished first."
     _verdict(right, why, hint)
@@ -250,4 +249,4 @@ def check_ceiling(answer) -> None:
 def check_format(answer) -> None:
     """The fastest to read on a CPU without bfloat16 units."""
     hint = "look for the largest number in the column `prefill`."
-    _verdict(_text(answer) == "int8", "several times as fast as either of the others.", hint)
+    _verdict(_text(answer).lower() == "int8", "about three times as fast as float32, six times as bfloat16.", hint)

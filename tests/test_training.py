@@ -37,7 +37,7 @@ from training import (
     tokenizer,
     train,
 )
-from training.loop import Float32, Muon, Run, again, optimizers, start, stream_of_batches
+from training.loop import Muon, Run, again, inner_matrices, optimizers, start, stream_of_batches
 from training.pictures import cover, fonts, words
 from training.pictures.canvas import Canvas
 from training.pictures.sample import CHARACTERS, SHAPES
@@ -537,7 +537,8 @@ def test_a_picture_of_unknown_characters_teaches_no_reading():
 def small_model(processor, layers: int = 1):
     """The model that is trained, with a layer in the tower and few in the decoder."""
     config = train.build_config(processor)
-    config.num_hidden_layers, config.vision_config.num_hidden_layers = layers, 2  # of these the last is not built
+    config.num_hidden_layers = layers
+    config.img_processor["vision_config"]["num_hidden_layers"] = 2  # of these the last is not built
     return train.Phi3VForCausalLM(config)
 
 
@@ -579,6 +580,11 @@ def test_lessons_in_looking_point_to_the_character_that_is_said_next(kind, num_c
         features = looking.features_of(sample.images[0].size, sample.characters[0], num_crops) + ids.index(image_token)
         there = [CHARACTERS[int(index)] for index in sample.characters[0][features == target, 0]]
         assert said[0] in there
+
+
+def test_what_cannot_be_seen_is_not_looked_for():
+    sample = pictures.draw("mismatch", "train", 0)
+    assert looking.looks_of(sample, list(sample.turns[0][1])) == []
 
 
 def test_words_are_cut_at_gaps_and_lines():
@@ -654,8 +660,8 @@ def test_a_padded_row_learns_what_it_learns_alone():
 def test_a_head_learns_to_look():
     torch.manual_seed(0)
     collate = train.Collate(train.build_processor(), lessons=True)
-    model = small_model(collate.processor, max(looking.LAYERS) + 1)
-    lesson = looking.Looking(model)
+    model = small_model(collate.processor, 2)
+    lesson = looking.Looking(model, layers=(1,))
     batch = collate([pictures.draw("table", "train", i) for i in range(2)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -765,9 +771,13 @@ def steps(run, count):
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     run = tiny_run(tmp_path, 8)
     steps(run, 4)
+    run.seconds = 7.0
     run.save()
     resumed = tiny_run(tmp_path, 8)
-    assert resumed.seen == 4
+    assert (resumed.seen, resumed.seconds) == (4, 7.0)
+    for optimizer, before in zip(resumed.optimizers, run.optimizers, strict=True):
+        assert before.state
+        torch.testing.assert_close(optimizer.state_dict()["state"], before.state_dict()["state"])
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
     run.report(score=0.5)
@@ -788,6 +798,15 @@ def test_a_run_ends_when_its_minutes_are_over(tmp_path, monkeypatch):
         done.append(run.done)
         clock.now += 30
     assert done == [0, 0.25, 0.5, 0.75]
+
+
+def test_a_short_run_is_logged_at_its_end(tmp_path):
+    run = tiny_run(tmp_path, 2)
+    for batch in run.steps(iter(torch.ones(5, 1, 4)), 1, lambda: {"score": 0.5}):
+        run.update(run.model(batch).square().mean())
+    line = json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))
+    assert (line["seen"], line["score"]) == (2, 0.5)
+    assert list(tiny_run(tmp_path, 2).steps(iter(torch.ones(5, 1, 4)), 1)) == []  # and not once more
 
 
 @pytest.mark.parametrize("settings", [{"total": 0}, {"total": 8, "minutes": 0}])
@@ -848,6 +867,13 @@ def number_of(split: str, index: int) -> int:
     return index
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_has_its_own_pictures(monkeypatch, rank):
+    monkeypatch.setattr("training.loop.WORLD", 2)
+    monkeypatch.setattr("training.loop.RANK", rank)
+    assert next(iter(stream_of_batches(number_of, list, batch=2, workers=0, first=0))) == [rank, 2 + rank]
+
+
 def test_a_run_with_other_batches_goes_on_at_the_beginning_of_a_step():
     batches = stream_of_batches(number_of, list, batch=4, workers=1, first=10)
     assert next(iter(batches)) == [8, 9, 10, 11]
@@ -884,15 +910,6 @@ def test_workers_that_begin_anew_can_be_started():
     assert next(iter(batches)) == [0, 1]
 
 
-def test_what_asks_for_bfloat16_gets_float32():
-    matrix = torch.eye(2)
-    with Float32():
-        copy = matrix.bfloat16()
-    assert copy.dtype is torch.float32
-    copy.zero_()
-    assert matrix.equal(torch.eye(2))
-
-
 def test_stage_1_learns():
     torch.manual_seed(0)
     reader = pretrain_vision.Reader(pretrain_vision.CLIPVisionConfig(**{**recipe.VISION, "num_hidden_layers": 1}))
@@ -907,6 +924,56 @@ def test_stage_1_learns():
             optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_the_tower_is_frozen_first_and_the_rate_rises_and_falls(tmp_path, monkeypatch):
+    frozen, rates, update = [], [], Run.update
+
+    def watched(run, loss, **measures):
+        frozen.append(not any(p.requires_grad for p in run.model["model"].vision_tower.parameters()))
+        update(run, loss, **measures)
+        rates.append(run.optimizers[1].param_groups[0]["lr"])
+
+    monkeypatch.setattr(Run, "update", watched)
+    options = "--pictures 4 --batch 1 --workers 0 --kinds notes --frozen 0.5 --num-crops 1 4".split()
+    paths = ["--out", str(tmp_path / "run"), "--checkpoint", str(tmp_path / "checkpoint")]
+    monkeypatch.setattr("sys.argv", ["train", *options, *paths])
+    train.main()
+    assert frozen == [True, True, False, False]
+    assert rates[0] < 0.05 * rates[1]
+    assert rates[1] > rates[2] > rates[3]
+    log = json.loads((tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8"))
+    assert {"heldout_loss_notes", "heldout_loss_notes_1"} <= set(log)
+
+
+def test_what_learns_at_which_rate():
+    model = small_model(train.build_processor())
+    assert train.part_of("reader.head.weight") == "reader"
+    parts = {name: train.part_of(f"model.{name}") for name, _ in model.named_parameters()}
+    tower = {name for name, part in parts.items() if part == "tower"}
+    assert tower == {name for name in parts if "img_processor" in name}
+    assert 0 < len(tower) < len(parts)
+    ends = {name for name, p in model.named_parameters() if p.ndim == 2} - set(inner_matrices(model))
+    assert {name.split(".")[-2] for name in ends} == {"embed_tokens", "lm_head", "position_embedding"}
+
+
+def test_a_further_run_draws_new_pictures(monkeypatch):
+    monkeypatch.setattr(train, "draw", lambda *picture: picture)
+    drawing = train.Drawing(("cover", "table"), 2, 7)
+    assert [drawing("train", i) for i in range(4)] == [
+        ("cover", "train", 7),
+        ("cover", "train", 8),
+        ("table", "train", 9),
+        ("table", "train", 10),
+    ]
+
+
+def test_the_tower_of_stage_1_is_taken_over(tmp_path):
+    model = small_model(train.build_processor())
+    ones = {f"vision_tower.{name}": torch.ones_like(p) for name, p in model.vision_tower.state_dict().items()}
+    torch.save({"model": ones | {"head.weight": torch.ones(1)}}, tmp_path / "state.pt")
+    train.with_tower(model, tmp_path / "state.pt")
+    assert all((p == 1).all() for p in model.vision_tower.parameters())
 
 
 def test_export_can_be_loaded_and_stage_1_fits_the_tower(tmp_path):

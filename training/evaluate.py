@@ -78,6 +78,8 @@ def main():
     parser.add_argument("--quantization", help="int8, say: what is lost by it?")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
+    if args.pictures < 1:
+        parser.error("--pictures: at least 1")
     if args.short:
         args.kinds = [kind for kind in args.kinds if kind in SMALL_QUESTIONS]
         if not args.kinds:

@@ -10,13 +10,11 @@ import math
 import os
 import time
 from collections import deque
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -51,14 +49,6 @@ def fastest_attention(device: torch.device) -> str:
 def mixed_precision(device: torch.device) -> torch.autocast:
     """bfloat16 where the machine has units for it, float32 elsewhere."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
-
-
-class Float32(TorchFunctionMode):
-    """Whatever asks for bfloat16 by that name gets float32: Muon does, on every machine."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        function = torch.Tensor.clone if function is torch.Tensor.bfloat16 else function
-        return function(*args, **(kwargs or {}))
 
 
 def compile_layers(layers):
@@ -164,11 +154,11 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
-    """Matrices (number, rows, columns) with all singular values near 1, in bfloat16, by Newton and Schulz's iteration
-    (https://kellerjordan.github.io/posts/muon/)."""
+    """Matrices (number, rows, columns) with all singular values near 1, by Newton and Schulz's iteration, in bfloat16
+    where the machine has units for it (https://kellerjordan.github.io/posts/muon/)."""
     a, b, c = coefficients
     is_high = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT.bfloat16() if is_high else matrices.bfloat16()
+    x = (matrices.mT if is_high else matrices).to(torch.bfloat16 if has_bfloat16(matrices.device) else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -224,12 +214,14 @@ class Run:
         self._mean: dict[str, float] = {}
         self._left_out = 0
         self._evaluated = self._saved = time.monotonic()
+        self._reported = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         self._memory = self.folder / f"optimizers{RANK}.pt"
         if (self.folder / "state.pt").exists():
             state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
             model.load_state_dict(state["model"])
             self.seen, self.seconds = state["seen"], state["seconds"]
+            self._reported = self.seen
             if self._memory.exists():
                 memory = torch.load(self._memory, map_location="cpu", weights_only=True)
                 for optimizer, saved in zip(optimizers, memory, strict=True):
@@ -240,8 +232,9 @@ class Run:
         """The share of the run that is done, from 0 to 1."""
         return min(1.0, max(self.seen / self.total, self.seconds / 60 / self.minutes))
 
-    def steps(self, batches, batch_size: int):
-        """Yields batches until the run is done, counting and saving on the way."""
+    def steps(self, batches, batch_size: int, evaluate=dict):
+        """Yields batches until the run is done, counting and saving on the way. What `evaluate()` returns, scores by
+        name, is added to the log now and then and at the end."""
         bar = tqdm(total=self.total, initial=self.seen, unit="pic", mininterval=5, smoothing=0.05, disable=RANK > 0)
         last = None
         for batch in batches:
@@ -256,8 +249,14 @@ class Run:
             bar.set_postfix({name: f"{value:.3f}" for name, value in self._mean.items()}, refresh=False)
             if time.monotonic() - self._saved > self.save_every:
                 self.save()
+            if self._time_to_evaluate():
+                with torch.no_grad():
+                    self.report(**evaluate())
         bar.close()
         self.save()
+        if RANK == 0 and self.seen > self._reported:
+            with torch.no_grad():
+                self.report(**evaluate())
 
     def update(self, loss: torch.Tensor, **measures: float):
         """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate.
@@ -276,8 +275,7 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = next(peaks) * factor
-            with nullcontext() if has_bfloat16(loss.device) else Float32():
-                optimizer.step()
+            optimizer.step()
         self.model.zero_grad(set_to_none=True)  # also what other processes have in their optimisers
         if WORLD > 1:
             tell_each_other(list(inner_matrices(self.model).values()))
@@ -293,15 +291,15 @@ class Run:
                 f"{self._left_out} batches in a row had no finite gradient; begin from an older state, at a lower rate."
             )
 
-    def time_to_evaluate(self) -> bool:
+    def _time_to_evaluate(self) -> bool:
         """True about every ten minutes, for on a CPU it takes the better part of one; on a GPU every minute."""
         every = 60 if torch.cuda.is_available() else 600
         return RANK == 0 and time.monotonic() - self._evaluated > every
 
     def report(self, **scores: float):
         """Adds one line to the log: pictures seen, seconds, running means and the given scores."""
-        self._evaluated = time.monotonic()
         line = {"seen": self.seen, "seconds": round(self.seconds), **self._mean, **scores}
+        self._evaluated, self._reported = time.monotonic(), self.seen
         line = {name: round(value, 4) for name, value in line.items()}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")

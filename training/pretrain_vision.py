@@ -106,14 +106,15 @@ def main():
     if args.compile:
         compile_layers(reader.vision_tower.encoder.layers)
     run = Run(args.out, reader, optimizers(reader, lambda name: args.lr), args.pictures)
-    held_out = [collate([picture(split, i) for i in range(12)]) for split in ("heldout", "heldout_fonts")]
-    for batch in run.steps(stream_of_batches(picture, collate, args.batch, args.workers, run.seen), args.batch):
+    held_out = {split: collate([picture(split, i) for i in range(12)]) for split in ("heldout", "heldout_fonts")}
+
+    def evaluate() -> dict[str, float]:
+        return {split: loss_and_accuracy(reader, batch, device)[1] for split, batch in held_out.items()}
+
+    batches = stream_of_batches(picture, collate, args.batch, args.workers, run.seen)
+    for batch in run.steps(batches, args.batch, evaluate):
         loss, accuracy = loss_and_accuracy(reader, batch, device)
         run.update(loss, accuracy=accuracy)
-        if run.time_to_evaluate():
-            with torch.no_grad():
-                scores = [loss_and_accuracy(reader, batch, device)[1] for batch in held_out]
-            run.report(heldout=scores[0], heldout_fonts=scores[1])
 
 
 if __name__ == "__main__":

@@ -273,18 +273,19 @@ def main():
         held_out[name] = collate([num_crops])([draw(kind, "heldout", i) for i in range(16)])
     drawn = stream_of_batches(drawing, collate(args.num_crops), args.batch, args.workers, run.seen // args.times)
     batches = again(drawn, args.times)
-    for batch in run.steps(batches, args.batch):
+
+    def evaluate() -> dict[str, float]:
+        scores = {}
+        for kind, batch in held_out.items():
+            loss, _, _, measures = loss_and_measures(model, batch, device, *teachers)
+            measures = {f"heldout_{name}_{kind}": value for name, value in measures.items()}
+            scores |= {f"heldout_loss_{kind}": loss.item()} | measures
+        return scores
+
+    for batch in run.steps(batches, args.batch, evaluate):
         model.vision_tower.requires_grad_(run.done >= args.frozen)
         loss, read, look, measures = loss_and_measures(model, batch, device, *teachers)
         run.update(loss + args.read * read + args.look * look, **measures)
-        if run.time_to_evaluate():
-            scores = {}
-            with torch.no_grad():
-                for kind, batch in held_out.items():
-                    loss, _, _, measures = loss_and_measures(model, batch, device, *teachers)
-                    measures = {f"heldout_{name}_{kind}": value for name, value in measures.items()}
-                    scores |= {f"heldout_loss_{kind}": loss.item()} | measures
-            run.report(**scores)
     if RANK == 0:
         export(model, processor, args.checkpoint)
         print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "hours": run.seconds / 3600}))
