@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from .generation import ONE_BY_ONE, Answer, advised, as_list, decode, whole_number, whole_prompt
-from .images import load_image
+from .generation import ONE_BY_ONE, Answer, advised, decode, whole_number, whole_prompt
+from .images import as_list, load_image
 
 
 def generate_many(

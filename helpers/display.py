@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from .images import load_image
+from .images import as_list, load_image
 
 GAP = 8  # pixels between two pictures
 MAX_HEIGHT = 65_500  # JPEG's limit
@@ -29,7 +29,7 @@ def show_images(images, captions: Sequence[str] | None = None, *, width: int = 6
     """
     from IPython.display import display
 
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    images = as_list(images)
     captions = [captions] if isinstance(captions, str) else list(captions or [])
     if not images:
         raise ValueError("There is no picture to show; pass at least one.")
@@ -71,8 +71,6 @@ def facts_of(source, picture: Image.Image, processor) -> str:
 def side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
     """One picture at most `width` wide, all parts of the same height and none enlarged."""
     room = width - GAP * (len(pictures) - 1)
-    if room < len(pictures):
-        raise ValueError(f"{len(pictures)} pictures do not fit into {width} pixels; show fewer, or pass a larger one.")
     height = min(picture.height for picture in pictures)
     height = min(height, MAX_HEIGHT, room / sum(picture.width / picture.height for picture in pictures))
     parts = [
@@ -80,6 +78,8 @@ def side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
         for picture in pictures
     ]
     total = sum(part.width for part in parts) + GAP * (len(parts) - 1)
+    if total > width:
+        raise ValueError(f"{len(pictures)} pictures do not fit into {width} pixels; show fewer, or pass a larger one.")
     row = Image.new("RGB", (total, parts[0].height), "white")
     left = 0
     for part in parts:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from .images import load_image
+from .images import as_list, load_image
 from .machine import out_of_memory
 from .prompts import format_prompt
 
@@ -135,8 +135,10 @@ def stream(
     Of several streams at once, only one decodes by the compiled step that `compile=True` gives.
     """
     whole_number("max_new_tokens", max_new_tokens)
-    if not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; pass 0 for the likeliest answer, or more.")
+    if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
+        raise ValueError(f"temperature is {temperature!r}; pass 0 for the likeliest answer, or a number such as 0.7.")
+    if not isinstance(seed, (numbers.Integral, type(None))):
+        raise ValueError(f"seed is {seed!r}; pass a whole number, or None.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))
 
@@ -288,11 +290,6 @@ def whole_prompt(prompt: str, num_images: int) -> str:
     # The tokenizer writes <s> itself, and space before the markup would only puzzle the model.
     whole = prompt.lstrip().removeprefix("<s>").lstrip() if isinstance(prompt, str) else ""
     return whole if whole.startswith(_FORMATTED) else format_prompt(prompt, num_images)
-
-
-def as_list(images) -> list:
-    """One picture, several or none (`None`) as a list."""
-    return list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
 
 
 def decode(tokenizer, ids: list[int]) -> str:

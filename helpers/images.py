@@ -58,6 +58,8 @@ def load_image(
     if not isinstance(background, str):
         raise ValueError(f'background is {background!r}; name a colour, as in "white" or "#f4ead5".')
     colour = ImageColor.getrgb(background)[:3]
+    if not (isinstance(timeout, numbers.Real) and timeout > 0):
+        raise ValueError(f"timeout is {timeout!r}; pass seconds, more than 0.")
     for limit, value in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
         if not isinstance(value, numbers.Integral):
             raise ValueError(f"{limit} is {value!r}; pass a whole number, however large.")
@@ -87,6 +89,11 @@ def load_image(
         raise ImageLoadError(
             f"Cannot load {name}: the file is damaged or incomplete ({text}); save or download it again."
         ) from error
+
+
+def as_list(images) -> list:
+    """One picture, several or none (`None`) as a list."""
+    return list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
 
 
 class _Unreadable(Exception):

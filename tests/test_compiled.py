@@ -117,6 +117,13 @@ def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
     assert generate(*tiny, "Hello", max_new_tokens=4) == usual(tiny, "Hello", max_new_tokens=4)
 
 
+def test_a_cache_that_an_answer_failed_with_is_not_lent_again(tiny, graphs):
+    compiled = tiny[0].compiled_decoding
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), compiled.lend(100):
+        raise RuntimeError("CUDA out of memory")
+    assert compiled._room == 0
+
+
 def test_ctrl_c_while_a_cache_is_made(tiny, graphs, monkeypatch):
     """What is half made is not lent: neither a cache without its graph nor one that is too small."""
 

@@ -75,6 +75,8 @@ def test_wrong_arguments():
         show_images(noise(4, 4), ["a", "b"])
     with pytest.raises(helpers.ImageLoadError):
         show_images("missing.png")
+    with pytest.raises(ValueError, match="41 pictures do not fit into 640 pixels"):
+        show_images([noise(1000, 1), *[noise(1, 1000)] * 40])
     with pytest.raises(ValueError, match="90 pictures do not fit into 640 pixels"):
         show_images([noise(4, 4)] * 90)
 

@@ -7,7 +7,7 @@ import torch
 from phi3_v_data import write_sums
 
 import helpers
-from helpers import CheckpointError, load_model_and_processor, machine
+from helpers import CheckpointError, load_model_and_processor, loading, machine
 from helpers.checkpoints import OFFICIAL_REVISION
 from helpers.int8 import Int8Linear
 from helpers.phi3_v import Phi3VForCausalLM
@@ -124,8 +124,9 @@ def test_what_cannot_be_is_not_downloaded_first(monkeypatch, settings):
 def test_the_official_revision_is_pinned(golden_checkpoint, monkeypatch):
     asked = []
 
-    def download(name, revision, **kwargs):
+    def download(name, revision, allow_patterns, **kwargs):
         asked.append(revision)
+        assert set(allow_patterns) == {"*.json", "*.safetensors"}
         return str(golden_checkpoint)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -158,6 +159,14 @@ def test_a_wrong_setting_is_no_damage(golden_checkpoint):
     with pytest.raises(CheckpointError, match=r"Unknown quantization type.*; check the settings") as caught:
         load_model_and_processor(golden_checkpoint, device="cpu", quantization={"quant_method": "nothing"})
     assert "download" not in str(caught.value)
+
+
+def test_what_bitsandbytes_is_told():
+    gpu, dtype = torch.device("cuda"), torch.bfloat16
+    assert loading._quantization_config("int8", gpu, dtype).load_in_8bit
+    four = loading._quantization_config("int4", gpu, dtype)
+    assert four.load_in_4bit
+    assert four.bnb_4bit_compute_dtype == dtype
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:64", "mps"])

@@ -84,3 +84,14 @@ def test_what_torch_keeps_is_free_for_a_new_model(monkeypatch):
 )
 def test_out_of_memory(error, expected):
     assert machine.out_of_memory(error) is expected
+
+
+def test_what_bitsandbytes_packs_is_not_refused_before():
+    assert machine.lack_of_memory(10**12, torch.device("cuda"), torch.bfloat16, "int4") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "advice"), [("cpu", 'pass quantization="int8"'), ("mps", 'pass device="cpu", quantization="int8"')]
+)
+def test_advice_for_weights_that_do_not_fit(device, advice):
+    assert advice in machine.lack_of_memory(10**15, torch.device(device), torch.bfloat16)[1]

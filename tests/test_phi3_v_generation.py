@@ -312,8 +312,10 @@ def test_answers_hold_no_image_tokens(model, processor):
 
 
 def test_streaming(model, processor, capsys):
-    generate(model, processor(SHORT, images(0)), 5, streamer=TextStreamer(processor.tokenizer, skip_prompt=False))
-    assert capsys.readouterr().out
+    (new_ids,) = generate(
+        model, processor(SHORT, images(0)), 5, streamer=TextStreamer(processor.tokenizer, skip_prompt=True)
+    )
+    assert capsys.readouterr().out.strip() == processor.tokenizer.decode(new_ids).strip()
 
 
 @pytest.mark.parametrize("trust_remote_code", [None, True])
@@ -374,3 +376,11 @@ def test_no_image_token_whatever_is_suppressed(model, processor):
     new = generate(model, inputs, prompt_lookup_num_tokens=3, suppress_tokens=[5])[0].tolist()
     assert len(new) == 30
     assert not {5, model.config.image_token_id} & set(new)
+
+
+def test_a_cache_that_must_be_rebuilt_needs_all_ids(model):
+    ids = torch.arange(70)[None] + 5
+    cache = model(input_ids=ids[:, :60])[CACHE]
+    step = {"position_ids": torch.arange(70)[None], "is_first_iteration": True}
+    with pytest.raises(ValueError, match="takes all 70 input_ids, got 10"):
+        model.prepare_inputs_for_generation(ids[:, 60:], **{CACHE: cache}, **step)

@@ -394,3 +394,8 @@ def test_sizes_that_are_no_whole_tiles(model):
     inputs["image_sizes"] += 8
     with pytest.raises(ValueError, match="do not fit"):
         model(**inputs)
+
+
+def test_a_head_can_be_the_embedding():
+    model = tiny_model(tie_word_embeddings=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight

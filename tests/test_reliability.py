@@ -279,6 +279,7 @@ def test_poisoned_folders(golden_checkpoint, tmp_path, poison):
     with contextlib.suppress(CheckpointError, RuntimeError):
         model, processor = helpers.load_model_and_processor(folder, device="cpu", num_crops=1)
         assert type(model).__module__ == "helpers.phi3_v.modeling_phi3_v"
+        assert model.config._attn_implementation == "sdpa"
         generate(model, processor, "Hello", max_new_tokens=1)
         if processor.chat_template:
             with contextlib.suppress(jinja2.TemplateError):

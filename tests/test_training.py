@@ -685,6 +685,16 @@ def test_reading_is_measured_where_the_decoder_reads():
     assert reading.loss_and_accuracy((wrong, boxes, boxes, right), tiles, classes, boxes)[1] == 1
 
 
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_places_and_colours_are_lessons_too(wrong):
+    classes, boxes = torch.full((1, 256, 4), 5), torch.zeros(1, 256, 4, 3)
+    predicted = [torch.eye(reading.NONE + 1)[classes], boxes, boxes]
+    tiles = torch.zeros(1, 3, 224, 224)
+    best, _ = reading.loss_and_accuracy(predicted, tiles, classes, boxes)
+    predicted[wrong] = boxes + 1
+    assert reading.loss_and_accuracy(predicted, tiles, classes, boxes)[0] > best
+
+
 def test_shapes_are_marked_where_they_are():
     sample = pictures.draw("scene", "train", 1)
     assert len(sample.characters[0]) == len(sample.truth["things"])

@@ -229,6 +229,7 @@ def test_a_second_ask_is_refused(box, written):
     assert (box.asker.ask.disabled, box.asker.upload.disabled, box.asker.stop.disabled) == (True, True, False)
     box.asker.words.value = "Another picture"
     box.asker.draw.click()
+    upload(box, blue=png())
     box.asker.ask.click()
     assert box.asker.thread is first
     assert box.asker.facts.value.startswith("red.png")

@@ -53,7 +53,7 @@ def draw(rng: random.Random, split: str) -> Sample:
     every second one."""
     chart, share = content(rng, split), 0.5 if split == "train" else 0.25
     image, characters = (chart_by_matplotlib if rng.random() < share else chart_by_hand).draw(rng, split, chart)
-    if split == "train" and rng.random() < 0.4:  # small type is misread most
+    if split == "train" and rng.random() < effects.SHEETS:
         image, characters = effects.on_a_sheet(rng, image, characters)
     turns = [(rng.choice(QUESTIONS), description(chart))]
     more = small_questions(rng, chart)

@@ -6,6 +6,9 @@ import random
 import numpy as np
 from PIL import Image, ImageFilter
 
+#: The share of charts and tables to learn from that lie on a sheet: small type is misread most.
+SHEETS = 0.4
+
 
 def on_a_sheet(rng: random.Random, image: Image.Image, characters: np.ndarray, most: float = 1.35):
     """The picture somewhere on a sheet of its own colour, up to `most` times as wide and high, and where its characters

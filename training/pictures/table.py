@@ -36,7 +36,7 @@ def draw(rng: random.Random, split: str) -> Sample:
         more = small_questions(rng, cells)
         turns = rng.choice((turns, more, more + turns, turns + more))
     image, characters = paint(rng, split, cells)
-    if split == "train" and rng.random() < 0.4:  # small type is misread most
+    if split == "train" and rng.random() < effects.SHEETS:
         image, characters = effects.on_a_sheet(rng, image, characters)
     return Sample("table", [effects.wear(rng, image)], turns, {"cells": cells}, [characters])
 
