@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     from . import doctor, import_error
 
+    if hasattr(sys.stdout, "reconfigure"):  # not every stand-in has it
+        sys.stdout.reconfigure(errors="replace")  # a file on Windows may lack a letter of what is said
     if import_error or not options.inputs:
         report = doctor(options.checkpoint)
         print(report)
@@ -44,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _answer(pictures: list[str], question: str, options: argparse.Namespace) -> None:
     from . import load_image, load_model_and_processor, stream
 
-    if hasattr(sys.stdout, "reconfigure"):  # not every stand-in has it
-        sys.stdout.reconfigure(errors="replace")  # a file on Windows may lack a letter of the answer
     images = [load_image(picture) for picture in pictures]  # a wrong path shows before the model loads
     model, processor = load_model_and_processor(options.checkpoint)
     pieces = stream(model, processor, question, images, max_new_tokens=options.max_new_tokens)

@@ -112,7 +112,7 @@ def count_parameters(folder: Path) -> int:
                 total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
         except FileNotFoundError:
             raise CheckpointError(
-                f"{folder} lacks {name}; only safetensors weights are read, so download them again."
+                f"{folder} lacks {name}; download it again, which adds what is missing (only safetensors are read)."
             ) from None
         except SafetensorError as error:
             raise CheckpointError(f"{folder / name} is damaged ({error}); download it again.") from None
@@ -124,6 +124,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     where = f"{name} at revision {revision}" if revision else name
+    tried = "asked" if local_files_only else "reached"
     try:
         # One look at the hub for everything; without the hub it answers from the local cache.
         folder = snapshot_download(
@@ -136,8 +137,8 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
         half = hasattr(error, "snapshot_path")  # an IncompleteSnapshotError, which older releases lack
         kind, state = (CheckpointError, "only half downloaded") if half else (NotDownloadedError, "not on this machine")
         raise kind(
-            f"{where} is {state} and the hub was not reached; connect to the internet and unset HF_HUB_OFFLINE to "
-            "download it once, or leave checkpoint out to use the bundled one."
+            f"{where} is {state} and the hub was not {tried}; connect to the internet and unset HF_HUB_OFFLINE to "
+            "download it once (what is there is kept), or leave checkpoint out to use the bundled one."
         ) from None
     except GatedRepoError:
         raise CheckpointError(f"{where} asks for a login; run `hf auth login` first.") from None

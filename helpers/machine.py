@@ -20,6 +20,8 @@ def choose_device() -> Choice:
         return Choice(torch.device("cuda"), torch.cuda.get_device_name())
     if torch.backends.mps.is_available():
         return Choice(torch.device("mps"), "Apple GPU")
+    if not (torch.backends.cuda.is_built() or torch.backends.mps.is_built()):
+        return Choice(torch.device("cpu"), "no GPU: this PyTorch is built without CUDA")
     return Choice(torch.device("cpu"), "no CUDA or Apple GPU found")
 
 
@@ -100,11 +102,11 @@ def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[s
     on_cpu = "" if device.type != "mps" else 'device="cpu", '
     smaller = [] if quantization else [f'{on_cpu}quantization="int8" ({parameters / 1e9:.1f} GB)']
     if dtype.itemsize == 4:
-        smaller.append("dtype=torch.bfloat16")
+        smaller.append("dtype=torch.bfloat16" + (', quantization="int8"' if quantization else ""))
     smaller.append(f'on CUDA quantization="int4" ({parameters / 2e9:.1f} GB)')
     return (
         f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
-        f"close other programs, or pass {', or '.join(smaller)}",
+        f"close other programs and shut down notebooks that hold a model, or pass {', or '.join(smaller)}",
     )
 
 

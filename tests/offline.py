@@ -1,8 +1,9 @@
-"""Imported into a process, it cuts it off from every network but the machine itself.
+"""Imported into a process, it cuts it off from every network but the machine itself (and from a GPU that is none).
 
 `conftest.py` does so for pytest and for the kernels of the notebooks.
 """
 
+import os
 import socket
 import sys
 
@@ -33,3 +34,9 @@ def _refuse(event: str, arguments: tuple):
 
 
 sys.addaudithook(_refuse)
+
+if sys.platform == "darwin" and "GITHUB_ACTIONS" in os.environ:
+    import torch
+
+    # These machines say that they have an Apple GPU, and then it has no memory: actions/runner-images, issue 9918.
+    torch.backends.mps.is_available = lambda: False

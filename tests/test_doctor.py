@@ -133,7 +133,7 @@ def test_half_downloaded_checkpoint(monkeypatch, tmp_path):
     (snapshot / "config.json").write_text('{"model_type": "phi3_v"}')
     problem, fix = helpers.doctor(helpers.OFFICIAL).problems[0]
     assert "lacks model.safetensors" in problem
-    assert "download them again" in fix
+    assert "adds what is missing" in fix
 
 
 def test_changed_checkpoint(golden_checkpoint, tmp_path):

@@ -65,6 +65,25 @@ def test_device(monkeypatch, cuda, mps, expected):
     assert machine.choose_device().value.type == expected
 
 
+@pytest.mark.parametrize(("built", "reason"), [(False, "without CUDA"), (True, "no CUDA or Apple GPU found")])
+def test_why_a_cpu(monkeypatch, built, reason):
+    """PyPI's build for Windows has no CUDA: who has a card there should read why it is not found."""
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    assert reason in machine.choose_device().reason
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_advice_that_is_followed_needs_less(monkeypatch, quantization):
+    needed = machine.size_of_weights(BIG, torch.float32, quantization)
+    monkeypatch.setattr(machine, "available_memory", lambda device: needed - 1)
+    _, advice = machine.lack_of_memory(BIG, torch.device("cpu"), torch.float32, quantization)
+    assert ('dtype=torch.bfloat16, quantization="int8"' in advice) == (quantization == "int8")
+    assert machine.lack_of_memory(BIG, torch.device("cpu"), torch.bfloat16, quantization) is None
+
+
 def test_what_torch_keeps_is_free_for_a_new_model(monkeypatch):
     for name, size in {"mem_get_info": (3, 9), "memory_reserved": 5, "memory_allocated": 1}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)

@@ -1,5 +1,6 @@
 """The pace and hygiene of every notebook; nbval runs them and compares their outputs."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -146,6 +147,11 @@ def problems_of(notebook: Notebook) -> list[str]:
                 found.append(f"cell {number}: unknown tag {tag}")
         if tags_of(cell) & UNCOMPARED and "#" not in source:
             found.append(f"cell {number}: kept from nbval without a comment that says why")
+        if "execution" in cell["metadata"]:
+            found.append(f"cell {number}: times are stored")
+        streams = [output.get("name") for output in outputs]
+        if any(one and one == next_one for one, next_one in itertools.pairwise(streams)):
+            found.append(f"cell {number}: a stream in pieces; `.ci/store_outputs.py` joins them")
         raises = tags_of(cell) & RAISES
         for output in outputs:
             if output.get("name") == "stderr":
@@ -228,6 +234,8 @@ POISONS = {
     "empty": lambda notebook: notebook.code[5].update(source=""),
     "execution count None": lambda notebook: notebook.code[5].update(execution_count=None),
     "execution count 9, not 6": lambda notebook: notebook.code[5].update(execution_count=9),
+    "times are stored": lambda notebook: notebook.code[5]["metadata"].update(execution={}),
+    "a stream in pieces": lambda notebook: notebook.code[5].update(outputs=notebook.code[5]["outputs"] * 2),
     "shows nothing": lambda notebook: notebook.code[5].update(outputs=[]),
     "unknown tag": lambda notebook: notebook.code[5]["metadata"].update(tags=["nbval_skip"]),
     "without a comment that says why": lambda notebook: notebook.code[5]["metadata"].update(tags=["nbval-skip"]),
