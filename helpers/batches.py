@@ -25,7 +25,8 @@ def generate_many(
 
     Args:
         prompts: questions or whole prompts, as `generate` takes them.
-        images: for each prompt one picture or a list of them, anything `load_image` takes.
+        images: for each prompt one picture, a list of them, anything `load_image` takes, or None; None for no pictures
+            at all.
         batch_size: how many are answered together; fewer take less memory.
         max_new_tokens: each answer is cut off after so many tokens.
         progress: whether to show a bar, on standard output.
@@ -44,7 +45,8 @@ def generate_many(
 
     if isinstance(prompts, str) or isinstance(images, (str, os.PathLike, Image.Image)):
         raise ValueError("prompts and images are lists, one entry for each question; put a single one in brackets.")
-    prompts, images = list(prompts), list(images)  # a column of a table counts by its labels
+    prompts = list(prompts)  # a column of a table counts by its labels
+    images = [None] * len(prompts) if images is None else list(images)
     if len(prompts) != len(images):
         raise ValueError(f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures.")
     whole_number("batch_size", batch_size)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import numbers
 import os
 import re
@@ -92,8 +93,10 @@ def load_image(
 
 
 def as_list(images) -> list:
-    """One picture, several or none (`None`) as a list."""
-    return list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
+    """One picture, several or none (`None`, or an empty cell of a table) as a list."""
+    if images is None or (isinstance(images, float) and math.isnan(images)):
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 class _Unreadable(Exception):
@@ -136,7 +139,9 @@ def _read_bytes(source, max_bytes: int, timeout: float, allow_private: bool) -> 
     elif isinstance(source, (str, os.PathLike)):
         data, hint = _read_file(source, max_bytes), "convert it to PNG or JPEG"
     else:
-        raise _Unreadable("pass a path, an http(s) URL, bytes, a PIL image or a numpy array")
+        raise _Unreadable(
+            "pass a path, an http(s) URL, bytes, a PIL image or a numpy array; several pictures go in a list"
+        )
     if len(data) > max_bytes:
         raise _Unreadable(f"it is larger than max_bytes={max_bytes:,}; shrink it or raise max_bytes")
     if not data:

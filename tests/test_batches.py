@@ -152,3 +152,11 @@ def test_a_column_of_a_table(tiny, images):
     assert generate_many(*tiny, table["prompt"], table["images"], max_new_tokens=4, progress=False) == generate_many(
         *tiny, PROMPTS, images, max_new_tokens=4, progress=False
     )
+
+
+@pytest.mark.parametrize("nothing", [None, [None, None], [float("nan"), []]], ids=repr)
+def test_questions_without_pictures(tiny, nothing):
+    """None for all, or an empty cell of a table, as pandas reads it, for one."""
+    asked, settings = ["What?", "Who is it?"], {"max_new_tokens": 4}
+    expected = [generate(*tiny, question, **settings) for question in asked]
+    assert generate_many(*tiny, asked, nothing, progress=False, **settings) == expected

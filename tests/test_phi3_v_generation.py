@@ -337,6 +337,22 @@ def test_pipeline(trust_remote_code, monkeypatch):
     assert plain == chat
 
 
+def test_a_pipeline_answers_several_prompts_as_each_alone(pocket):
+    """It pads the batch itself, on the side that the tokenizer names."""
+    pipe = pipeline("image-text-to-text", model=str(pocket), device="cpu", dtype="float32")
+    pictures = [noise_image(90, 90), noise_image(60, 120, 1)]
+    questions = ["Who wrote this book?", "Describe this picture in detail, please: all that there is to see."]
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+        for picture, question in zip(pictures, questions)
+    ]
+    settings = {"max_new_tokens": 8, "return_full_text": False}
+    alone, together = (pipe(text=chats, batch_size=size, **settings) for size in (1, 2))
+    texts = [[answer["generated_text"] for (answer,) in answers] for answers in (alone, together)]
+    assert texts[0] == texts[1]
+    assert all(texts[0])
+
+
 def test_the_seed_snippet():
     """The seed page's own code, but for the address of the model, the picture and the device."""
     model_id = CHECKPOINT

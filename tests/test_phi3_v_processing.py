@@ -2,6 +2,7 @@ import itertools
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from phi3_v_data import (
@@ -451,3 +452,16 @@ def test_other_keys_reach_a_template_of_ones_own():
     assert tiny_processor().apply_chat_template([message], chat_template="{{ messages[0].name }}") == "Bob"
     with pytest.raises(ValueError, match="list of messages"):
         tiny_processor().apply_chat_template(message)
+
+
+def test_stacked_pictures_are_a_list_of_them():
+    processor = tiny_processor()
+    pictures = np.zeros((2, 60, 90, 3), dtype=np.uint8)
+    prompts = ["<|image_1|> a", "<|image_1|> b"]
+    stacked, listed = processor(prompts, pictures), processor(prompts, list(pictures))
+    assert all(torch.equal(stacked[name], listed[name]) for name in listed)
+
+
+def test_half_a_character():
+    with pytest.raises(ValueError, match="half a character"):
+        tiny_processor()("a\ud800b")

@@ -233,7 +233,10 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
             if input_ids.shape[1] > 1 or pixel_values is not None:
                 inputs_embeds = self.merge_image_features(input_ids, inputs_embeds, pixel_values, image_sizes)
         elif pixel_values is not None:
-            raise ValueError("`pixel_values` need `input_ids`, which say where the pictures go.")
+            raise ValueError(
+                "`pixel_values` need `input_ids`, which say where the pictures go, and no `inputs_embeds`: leave out "
+                "either, or merge them yourself by `merge_image_features`."
+            )
         mask = kwargs.get("attention_mask")
         if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
             # Padding does not count, or it could push a row over to the long factors.
@@ -242,7 +245,12 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
 
 
 class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
-    """Phi-3-Vision with its language modeling head."""
+    """
+    Phi-3-Vision with its language modeling head.
+
+    For PEFT's `modules_to_save` write `model.embed_tokens`: `embed_tokens` alone would also match, and train,
+    `vision_embed_tokens`, the whole vision tower.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan, _pp_plan = Phi3ForCausalLM._tp_plan, Phi3ForCausalLM._pp_plan

@@ -9,6 +9,7 @@ from transformers.processing_utils import ProcessorMixin
 
 ROLES = ("system", "user", "assistant")
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 CONTROL_TOKEN_START = re.compile(r"<(?=\||/?s>|unk>)")
 
 # The markup of the official template, and image tags numbered through all turns.
@@ -45,6 +46,7 @@ class Phi3VProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+        tokenizer.padding_side = "left"  # `pipeline` pads its batches as the tokenizer says
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
     @classmethod
@@ -71,6 +73,8 @@ class Phi3VProcessor(ProcessorMixin):
         text: a prompt or a list of prompts, in which the tag `<|image_i|>` takes the prompt's i-th picture.
         images: a picture, a list, or a list for each prompt; a flat list is dealt out to the prompts in turn.
         num_crops: most tiles of a picture, by default as the image processor says.
+        add_special_tokens: whether a prompt, and what follows a picture, begins with `<s>`. The model was trained
+            so; trl's collator says False, as it takes `<s>` for a part of the chat template, which it is not here.
 
         Returns `input_ids` and `attention_mask` (prompts, length), padded on the left, as generation needs it,
         unless `padding_side` says otherwise; with pictures also the `pixel_values` and `image_sizes` of
@@ -127,6 +131,8 @@ class Phi3VProcessor(ProcessorMixin):
 
     def _deal_images(self, prompts: list[str], images) -> list[list]:
         """A list of pictures for each prompt."""
+        if getattr(images, "ndim", 0) == 4:  # pictures of one size, stacked
+            images = list(images)
         images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
         if any(row is None or isinstance(row, (list, tuple)) for row in images):
             if len(images) != len(prompts):
@@ -157,6 +163,8 @@ class Phi3VProcessor(ProcessorMixin):
         """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
         if self.image_token in prompt:
             raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, ... for pictures.")
+        if HALF_A_CHARACTER.search(prompt):
+            raise ValueError("The prompt holds half a character (a surrogate); it was decoded wrongly.")
         pieces, input_ids, limit = IMAGE_TAG.split(prompt), [], None
         if len(pieces) > 1 and settings["truncation"]:
             limit = settings["max_length"] or self.tokenizer.model_max_length
