@@ -32,6 +32,7 @@ for file in map(Path, sys.argv[1:]):
     NotebookClient(notebook, record_timing=False, store_widget_state=False, resources=here).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            cell.metadata.pop("execution", None)  # times, which JupyterLab may have stored
             cell.outputs = joined(cell.outputs)
     stored = json.loads(nbformat.writes(notebook)) | {"metadata": metadata}  # not this kernel's version
     text = json.dumps(stored, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

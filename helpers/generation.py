@@ -137,7 +137,7 @@ def stream(
     whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
         raise ValueError(f"temperature is {temperature!r}; pass 0 for the likeliest answer, or a number such as 0.7.")
-    if not isinstance(seed, (numbers.Integral, type(None))):
+    if seed is not None and (isinstance(seed, str) or int(seed) != seed):
         raise ValueError(f"seed is {seed!r}; pass a whole number, or None.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))

@@ -59,8 +59,6 @@ def load_image(
     if not isinstance(background, str):
         raise ValueError(f'background is {background!r}; name a colour, as in "white" or "#f4ead5".')
     colour = ImageColor.getrgb(background)[:3]
-    if not (isinstance(timeout, numbers.Real) and timeout > 0):
-        raise ValueError(f"timeout is {timeout!r}; pass seconds, more than 0.")
     for limit, value in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
         if not isinstance(value, numbers.Integral):
             raise ValueError(f"{limit} is {value!r}; pass a whole number, however large.")
@@ -134,6 +132,8 @@ def _read_bytes(source, max_bytes: int, timeout: float, allow_private: bool) -> 
     elif isinstance(source, str) and (scheme := _SCHEME.match(source)):
         if (kind := (scheme[1] or scheme[2]).lower()) not in ("http", "https"):
             raise _Unreadable(f"{kind}: addresses are not read; pass a path, bytes, or an http(s) URL")
+        if not (isinstance(timeout, numbers.Real) and timeout > 0):
+            raise _Unreadable(f"timeout is {timeout!r}; pass seconds, more than 0")
         data, kind = fetch(source, max_bytes=max_bytes, timeout=timeout, allow_private=allow_private)
         hint = f"the server sent {kind or 'no content type'}; use the address of the picture itself"
     elif isinstance(source, (str, os.PathLike)):

@@ -159,8 +159,9 @@ def _check_settings(device, attn_implementation, quantization, num_crops, compil
         raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attn_implementation!r}.')
     if isinstance(quantization, str) or quantization is True:
         _check_quantization(quantization, device)
-    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
-    if backend is not None and (device.index or 0) >= backend.device_count():
+    is_available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type)
+    # With a driver that is too old, CUDA counts cards that it cannot use.
+    if is_available and not (is_available() and (device.index or 0) < torch.get_device_module(device).device_count()):
         raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
 
 

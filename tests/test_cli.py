@@ -20,13 +20,14 @@ def run(*arguments):
     )
 
 
-def test_question_prints_the_answer_and_its_cost(golden_images):
+def test_question_prints_the_answer_and_its_cost(golden_images, capfd):
     picture = golden_images / "square_224x224.png"
-    done = run(picture, "What is this?", "--max-new-tokens", 8)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert main([str(picture), "What is this?", "--max-new-tokens", "8"]) == 0
+    done = capfd.readouterr()
+    assert done.err == ""
     model, processor = helpers.load_model_and_processor()
     answer = helpers.generate(model, processor, "What is this?", picture, max_new_tokens=8)
-    text, cost = done.stdout.rstrip("\n").rsplit("\n", 1)
+    text, cost = done.out.rstrip("\n").rsplit("\n", 1)
     assert text == answer
     assert cost.startswith("345 image + ")
 

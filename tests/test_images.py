@@ -223,7 +223,7 @@ def test_a_limit_that_is_none_is_not_blamed_on_the_picture(limit):
 
 @pytest.mark.parametrize("timeout", [None, "5", 0])
 def test_a_timeout_that_is_no_number_of_seconds(timeout):
-    with pytest.raises(ValueError, match=r"timeout is .*; pass seconds"):
+    with pytest.raises(ImageLoadError, match=r"timeout is .*; pass seconds"):
         load_image("http://127.0.0.1:9/a.png", timeout=timeout)
 
 

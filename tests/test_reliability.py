@@ -481,7 +481,7 @@ import socket, sys
 def refuse(*args): print("CONNECT", args[1:]); raise OSError("no network")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 import helpers
-loaded = helpers.load_model_and_processor()
+loaded = helpers.load_model_and_processor(device="cpu")
 print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image({str(pocket.parent.parent)!r}
       + "/notebooks/images/book_cover.png")))
 print(helpers.doctor())
@@ -512,7 +512,7 @@ def test_the_kernels_of_notebooks_are_offline():
 
 ANSWER = """
 import helpers
-loaded = helpers.load_model_and_processor()
+loaded = helpers.load_model_and_processor(device="cpu")
 print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image("notebooks/images/book_cover.png")))
 """
 NO_WRITING = """

@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
@@ -46,7 +47,8 @@ class Phi3VProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         super().__init__(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
-        tokenizer.padding_side = "left"  # `pipeline` pads its batches as the tokenizer says
+        # `pipeline` pads its batches as the tokenizer says, and the official files, made for training, say "right".
+        tokenizer.padding_side = "left"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
     @classmethod
@@ -77,8 +79,8 @@ class Phi3VProcessor(ProcessorMixin):
             so; trl's collator says False, as it takes `<s>` for a part of the chat template, which it is not here.
 
         Returns `input_ids` and `attention_mask` (prompts, length), padded on the left, as generation needs it,
-        unless `padding_side` says otherwise; with pictures also the `pixel_values` and `image_sizes` of
-        [`Phi3VImageProcessor`], in the order of the tags in the text.
+        unless `padding_side` says otherwise (the tokenizer, if called alone, pads on the left too); with pictures also
+        the `pixel_values` and `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
 
         Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
 
@@ -131,7 +133,7 @@ class Phi3VProcessor(ProcessorMixin):
 
     def _deal_images(self, prompts: list[str], images) -> list[list]:
         """A list of pictures for each prompt."""
-        if getattr(images, "ndim", 0) == 4:  # pictures of one size, stacked
+        if isinstance(images, np.ndarray) and images.ndim == 4:  # pictures of one size, stacked
             images = list(images)
         images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
         if any(row is None or isinstance(row, (list, tuple)) for row in images):
