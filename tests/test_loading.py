@@ -177,6 +177,13 @@ def test_a_device_that_is_not_there(golden_checkpoint, device):
         load_model_and_processor(golden_checkpoint, device=device)
 
 
+def test_a_second_gpu_where_there_is_one(golden_checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"device is cuda:1.*leave it out"):
+        load_model_and_processor(golden_checkpoint, device="cuda:1")
+
+
 def test_dtypes_by_name(golden_checkpoint):
     assert load_model_and_processor(golden_checkpoint, dtype="bfloat16")[0].dtype == torch.bfloat16
     load_model_and_processor(golden_checkpoint, dtype="auto")

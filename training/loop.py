@@ -250,13 +250,11 @@ class Run:
             if time.monotonic() - self._saved > self.save_every:
                 self.save()
             if self._time_to_evaluate():
-                with torch.no_grad():
-                    self.report(**evaluate())
+                self._report(evaluate)
         bar.close()
         self.save()
         if RANK == 0 and self.seen > self._reported:
-            with torch.no_grad():
-                self.report(**evaluate())
+            self._report(evaluate)
 
     def update(self, loss: torch.Tensor, **measures: float):
         """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate.
@@ -295,6 +293,10 @@ class Run:
         """True about every ten minutes, for on a CPU it takes the better part of one; on a GPU every minute."""
         every = 60 if torch.cuda.is_available() else 600
         return RANK == 0 and time.monotonic() - self._evaluated > every
+
+    @torch.no_grad()
+    def _report(self, evaluate):
+        self.report(**evaluate())
 
     def report(self, **scores: float):
         """Adds one line to the log: pictures seen, seconds, running means and the given scores."""
