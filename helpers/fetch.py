@@ -45,6 +45,8 @@ def is_public(address: str) -> bool:
     """Whether an IP address (text) is reachable on the public internet, whatever IPv4 address it wraps."""
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
+        if ip.is_site_local:  # fec0::/10, deprecated, which `ipaddress` calls global
+            return False
         wrapped = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64:
             wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)

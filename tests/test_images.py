@@ -454,6 +454,7 @@ def test_every_hop_is_checked(server, monkeypatch, host, hops):
         ("::", False),
         ("fe80::1%eth0", False),
         ("fc00::1", False),
+        ("fec0::1", False),
         ("::ffff:10.0.0.1", False),
         ("::7f00:1", False),
         ("2002:7f00:1::", False),
