@@ -4,7 +4,7 @@
 
 Times are the card's own: the table names it. `seed` is the original code's way without flash-attn: eager attention,
 and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is measured
-beside it, for an estimate of the least: a token reads every weight of the decoder once, a prompt multiplies
+beside it, for an estimated lower bound: a token reads every weight of the decoder once, a prompt multiplies
 with each of them. Needs 16 GB of GPU memory and, for `compiled`, a C compiler.
 """
 
@@ -172,12 +172,12 @@ def rounds_of(form: str, model, questions: dict, args, bar: tqdm):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=32, help="of the decoder")
+    parser.add_argument("--layers", type=int, default=32, help="layers of the decoder")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer, at least 2")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer, at least 2")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("there is no CUDA GPU here")
+        parser.error("this machine has no CUDA GPU that PyTorch can use")
     torch.manual_seed(0)
     plan_no_attention()
     ceiling, model, preprocess = ceilings(), build_model(args.layers), Phi3VImageProcessor(NUM_CROPS)

@@ -25,7 +25,7 @@ CHECKED = (2, 5, 10)
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20, help="of each kind")
+    parser.add_argument("--pictures", type=int, default=20, help="pictures of each kind")
     args = parser.parse_args()
     model, processor = helpers.load_model_and_processor()
     ends, steps = {"eos_token_id": model.config.stop_token_ids, "pad_token_id": processor.tokenizer.pad_token_id}, 0

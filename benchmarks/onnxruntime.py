@@ -66,7 +66,7 @@ def measure_onnx(model: onnxruntime_genai.Model, ids: torch.Tensor, steps: int) 
     generator.generate_next_token()
     token = seconds(lambda: [generator.generate_next_token() for _ in range(steps)]) / steps
     if generator.token_count() != ids.shape[1] + steps + 1:
-        raise RuntimeError(f"It stopped after {generator.token_count()} tokens.")
+        raise RuntimeError(f"ONNX Runtime stopped after {generator.token_count()} tokens.")
     return {"prefill": prefill, "token": token}
 
 

@@ -69,21 +69,21 @@ def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500, help="pictures a kind and split")
-    parser.add_argument("--first", type=int, default=0, help="number of the first picture: others to choose weights by")
+    parser.add_argument("--pictures", type=int, default=500, help="pictures of each kind and split")
+    parser.add_argument("--first", type=int, default=0, help="first picture's number; to choose weights, take others")
     parser.add_argument("--kinds", nargs="+", default=SCORED, choices=SCORED, help="by default all that have pictures")
     parser.add_argument("--short", action="store_true", help="one short question on each chart, table or scene instead")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
-    parser.add_argument("--num-crops", type=int, help="tiles a picture at most, by default as the checkpoint says")
-    parser.add_argument("--quantization", help="int8, say: what is lost by it?")
+    parser.add_argument("--num-crops", type=int, help="most tiles per picture, by default as the checkpoint says")
+    parser.add_argument("--quantization", help="such as int8: what is lost by it?")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
     if args.pictures < 1:
-        parser.error("--pictures: at least 1")
+        parser.error("--pictures must be at least 1")
     if args.short:
         args.kinds = [kind for kind in args.kinds if kind in SMALL_QUESTIONS]
         if not args.kinds:
-            parser.error(f"--short asks about these kinds: {', '.join(SMALL_QUESTIONS)}")
+            parser.error(f"--short needs one of these in --kinds: {', '.join(SMALL_QUESTIONS)}")
     torch.manual_seed(0)
     model, processor = load_model_and_processor(
         args.checkpoint, num_crops=args.num_crops, quantization=args.quantization

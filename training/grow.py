@@ -24,7 +24,7 @@ def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> di
     few, many = _layers(weights), _layers(into)
     for stack, layers in few.items():
         if layers > many[stack]:
-            raise ValueError(f"{stack} has {layers} layers and does not fit into {many[stack]}: it can only grow.")
+            raise ValueError(f"{stack} has {layers} layers and does not fit into {many[stack]}: a model can only grow.")
     # The number that each old layer has in the new stack.
     place = {stack: [i * many[stack] // layers for i in range(layers)] for stack, layers in few.items()}
     weights = {_LAYER.sub(lambda old: f"{old[1]}{place[old[1]][int(old[2])]}.", name): w for name, w in weights.items()}

@@ -205,7 +205,7 @@ class Run:
         save_every: float = 120,
     ):
         if total <= 0 or minutes <= 0:
-            raise ValueError(f"Nothing to do: {total} pictures, {minutes} minutes.")
+            raise ValueError(f"Nothing to do: {total} pictures, {minutes} minutes; ask for more than 0 of both.")
         if WORLD > 1 and minutes < math.inf:
             raise ValueError("Several processes do not end at the same time: give pictures, not minutes.")
         self.folder, self.model, self.optimizers, self.total = Path(folder), model, optimizers, total

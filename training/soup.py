@@ -23,8 +23,8 @@ def mean(first: str, second: str, share: float) -> Phi3VForCausalLM:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", help="folder of a checkpoint")
-    parser.add_argument("second", help="folder of another of the same sizes")
-    parser.add_argument("--share", type=float, default=0.5, help="of the first in the mean")
+    parser.add_argument("second", help="folder of another one of the same sizes")
+    parser.add_argument("--share", type=float, default=0.5, help="share of the first in the mean")
     parser.add_argument("--checkpoint", type=Path, required=True, help="where the result goes")
     args = parser.parse_args()
     export(mean(args.first, args.second, args.share), build_processor(), args.checkpoint)

@@ -1,4 +1,4 @@
-"""Stage 2, speak: projector and decoder learn to answer, first in front of the frozen tower, then all together.
+"""Stage 2, speak: projector and decoder learn to answer, first behind the frozen tower, then all together.
 
     python -m training.train --pictures 60000 --vision runs/vision/state.pt
 
@@ -214,20 +214,20 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, help="how many to learn from: 60,000, or what --minutes allow")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; export comes on top")
-    parser.add_argument("--first", type=int, default=0, help="number of the first picture: new ones for a further run")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so many minutes; export not counted")
+    parser.add_argument("--first", type=int, default=0, help="first picture's number; a further run needs new ones")
+    parser.add_argument("--batch", type=int, default=8, help="pictures per step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--frozen", type=float, default=0.6, help="share of the run before the tower learns too")
     parser.add_argument("--read", type=float, default=0.5, help="weight of the reading lessons beside the answers")
     parser.add_argument("--look", type=float, default=0.1, help="weight of the lessons in looking beside the answers")
-    parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="a kind for each step, over and over")
+    parser.add_argument("--kinds", nargs="+", default=MIX, choices=KINDS, help="kinds, one for each step, in turn")
     parser.add_argument(
         "--num-crops",
         nargs="+",
         type=int,
         default=[recipe.NUM_CROPS],
-        help="tiles a picture at most: one of these for each batch, by chance",
+        help="most tiles per picture; of several numbers one is drawn for each batch",
     )
     parser.add_argument("--times", type=int, default=1, help="how often each picture is learned from, some steps apart")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each training process")
@@ -236,7 +236,7 @@ def main():
     parser.add_argument(
         "--from",
         dest="start",
-        help="checkpoint to begin with, as large or smaller, but for the tower if --vision is given",
+        help="checkpoint to begin with, as large or smaller; with --vision all of it but the tower",
     )
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/checkpoint"), help="where the result goes")
