@@ -18,14 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
         description="Ask Phi-3-vision about pictures. Without arguments: check this machine.",
     )
     parser.add_argument("inputs", nargs="*", metavar="PICTURE... QUESTION", help="paths or URLs, then the question")
-    parser.add_argument("--checkpoint", help="folder or hub name (default: the bundled one)")
-    parser.add_argument("--max-new-tokens", type=int, default=1000, help="cut the answer off there (default: 1000)")
+    parser.add_argument("--checkpoint", help="folder or hub name (default: PHI3_VISION_CHECKPOINT, or the bundled one)")
+    parser.add_argument("--max-new-tokens", type=int, default=1000, help="most tokens of the answer (default: 1000)")
     options = parser.parse_intermixed_args(arguments)
 
     from . import doctor, import_error
 
     if hasattr(sys.stdout, "reconfigure"):  # not every stand-in has it
-        sys.stdout.reconfigure(errors="replace")  # a file on Windows may lack a letter of what is said
+        sys.stdout.reconfigure(errors="replace")  # the encoding of a file on Windows may lack a letter of the answer
     if import_error or not options.inputs:
         report = doctor(options.checkpoint)
         print(report)

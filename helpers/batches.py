@@ -1,4 +1,4 @@
-"""Many questions at once: what a GPU, and a little also a CPU, does faster than one after the other."""
+"""Many questions at once: a GPU, and to a lesser degree a CPU, answers them faster than one after the other."""
 
 import os
 import sys
@@ -25,30 +25,33 @@ def generate_many(
 
     Args:
         prompts: questions or whole prompts, as `generate` takes them.
-        images: for each prompt one picture, a list of them, anything `load_image` takes, or None; None for no pictures
-            at all.
-        batch_size: how many are answered together; fewer take less memory.
-        max_new_tokens: each answer is cut off after so many tokens.
+        images: for each prompt one picture (anything `load_image` takes), a list of them, or None; or, if no prompt
+            has a picture, just None.
+        batch_size: how many prompts are answered together; fewer take less memory.
+        max_new_tokens: each answer is cut off after this many tokens.
         progress: whether to show a bar, on standard output.
 
-    Prompts of similar length go together. Each answer is that of `generate`, but for rounding: where two words are
-    nearly as likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
+    Prompts of similar length go together. Each answer is that of `generate`, apart from rounding: where two words are
+    about equally likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
 
     Every picture is read once, and every tag looked at, before the first batch: a broken one costs no answers.
 
     Raises:
-        ValueError: another number of prompts than of images, tags that do not match the pictures, or no room.
+        ValueError: not as many prompts as images, tags that do not match the pictures, or a prompt that is too long.
         ImageLoadError: a picture that cannot be read.
         RuntimeError: out of memory, with what to change.
     """
     from tqdm import tqdm
 
     if isinstance(prompts, str) or isinstance(images, (str, os.PathLike, Image.Image)):
-        raise ValueError("prompts and images are lists, one entry for each question; put a single one in brackets.")
+        raise ValueError("prompts and images are lists, one entry for each question; put a single entry in brackets.")
     prompts = list(prompts)  # a column of a table counts by its labels
     images = [None] * len(prompts) if images is None else list(images)
     if len(prompts) != len(images):
-        raise ValueError(f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures.")
+        raise ValueError(
+            f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures; pass one for each "
+            "prompt (None where there is no picture)."
+        )
     whole_number("batch_size", batch_size)
     whole_number("max_new_tokens", max_new_tokens)
     rows = [as_list(row) for row in images]

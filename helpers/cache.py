@@ -45,7 +45,7 @@ def growing_cache() -> Cache:
 
 
 def best_cache(model) -> dict:
-    """What to give to `generate`: this cache on a CPU, and nothing elsewhere, where it was never tried, or where the
+    """What to give to `generate`: this cache on a CPU; nothing on other devices, where it was never tried, or if the
     model's own settings ask for a kind of cache."""
     asked = model.generation_config.cache_implementation
     return {CACHE: growing_cache()} if model.device.type == "cpu" and not asked else {}

@@ -35,12 +35,12 @@ def checkpoint_name(checkpoint=None) -> str:
 
 
 def find_checkpoint(checkpoint=None, *, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """Return the folder that holds the checkpoint, downloading it from the hub if it is a name there.
+    """Return the folder that holds the checkpoint, downloading it if `checkpoint` is the name of a hub repository.
 
-    Of `OFFICIAL` it takes `OFFICIAL_REVISION` unless `revision` says otherwise, of others the newest.
+    Unless `revision` says otherwise, it takes `OFFICIAL_REVISION` of `OFFICIAL`, and the newest one of others.
 
     Raises:
-        CheckpointError: it is nowhere to be found.
+        CheckpointError: it cannot be found or downloaded, or is not a Phi-3-vision checkpoint.
     """
     name = checkpoint_name(checkpoint)
     folder = Path(name).expanduser()

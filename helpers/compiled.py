@@ -33,8 +33,8 @@ class CompiledDecoding:
 
     @contextlib.contextmanager
     def lend(self, positions: int) -> Iterator[dict]:
-        """Arguments of `generate` for an answer of so many positions; none while another answer has the cache, or for
-        more positions than the model has."""
+        """Arguments of `generate` for a prompt and answer of so many positions together; none while another answer has
+        the cache, or for more positions than the model has."""
         if positions > self._model.config.max_position_embeddings or not self._lent.acquire(blocking=False):
             yield {}
             return

@@ -18,9 +18,9 @@ def show_images(images, captions: Sequence[str] | None = None, *, width: int = 6
 
     Args:
         images: one picture or a list, anything `load_image` takes.
-        captions: one text a picture; they become the alt text.
+        captions: one text for each picture; they become the alt text.
         width: largest width of everything shown, in pixels.
-        processor: with it, each line also tells the tiles and tokens the picture costs.
+        processor: if given, each line also says how many tiles and tokens the picture costs.
 
     Raises:
         ImageLoadError: a picture that cannot be read.
@@ -79,7 +79,7 @@ def side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
     ]
     total = sum(part.width for part in parts) + GAP * (len(parts) - 1)
     if total > width:
-        raise ValueError(f"{len(pictures)} pictures do not fit into {width} pixels; show fewer, or pass a larger one.")
+        raise ValueError(f"{len(pictures)} pictures do not fit into {width} pixels; show fewer, or set a larger width.")
     row = Image.new("RGB", (total, parts[0].height), "white")
     left = 0
     for part in parts:

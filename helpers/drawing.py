@@ -1,4 +1,4 @@
-"""A picture of a few words, for those who have none at hand."""
+"""A picture of a few words, for those who have no picture at hand."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -6,15 +6,15 @@ LARGEST, SMALLEST = 90, 24  # font sizes in pixels; below, the bundled checkpoin
 
 
 def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper="#f4ead5") -> Image.Image:
-    """Return a picture with the lines of `text` in its middle, as large as they fit.
+    """Return a picture with the lines of `text` in its middle, in the largest letters that fit.
 
     Args:
-        text: one line or several of plain letters, digits and signs, those of ASCII.
+        text: one line or several, of plain letters, digits and signs (ASCII).
         size: width and height in pixels.
         ink, paper: colours, as Pillow names them.
 
     Raises:
-        ValueError: no text, so much that it would be too small to read, or others than these letters.
+        ValueError: no text, too much of it to stay readable, or other characters than these.
     """
     text = "\n".join(line.strip() for line in text.expandtabs(4).strip().splitlines())
     if not text:

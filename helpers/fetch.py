@@ -133,14 +133,16 @@ class _Transfer:
     def _download(self, session, url: str) -> None:
         for _ in range(MAX_REDIRECTS + 1):
             if urlsplit(url).scheme.lower() not in ("http", "https"):
-                raise FetchError("it redirects to something that is not an http(s) address")
+                raise FetchError(
+                    "it redirects to something that is not an http(s) address; use the address of the picture itself"
+                )
             with session.get(url, stream=True, allow_redirects=False, timeout=self.timeout) as response:
                 target = session.get_redirect_target(response)
                 if target is None:
                     self._read(response)
                     return
                 url = urljoin(url, target)
-        raise FetchError(f"it redirects more than {MAX_REDIRECTS} times")
+        raise FetchError(f"it redirects more than {MAX_REDIRECTS} times; use the address of the picture itself")
 
     def _read(self, response) -> None:
         if response.status_code != 200:

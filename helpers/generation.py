@@ -95,14 +95,14 @@ def generate(
     """Return the model's answer to `prompt` about `images`.
 
     Args:
-        prompt: a plain question, or a whole prompt that starts with `<|user|>` or `<|system|>` and is passed
-            on as it is, but for space and `<s>` before it. Put text from strangers through `format_prompt` first.
-        images: one picture, a list of them, anything `load_image` takes, or None.
-        max_new_tokens: the answer is cut off after so many tokens.
+        prompt: a plain question, or a whole prompt that starts with `<|user|>` or `<|system|>`; this is passed on as
+            it is, only without spaces or `<s>` before it. Put text from strangers through `format_prompt` first.
+        images: one picture (anything `load_image` takes), a list of them, or None.
+        max_new_tokens: the answer is cut off after this many tokens.
         temperature: 0 takes the likeliest token each time; higher values draw at random.
         seed: makes a random answer repeatable; torch's own random state is left alone.
 
-    Ctrl-C stops it at once and leaves the model ready for the next question.
+    Ctrl-C stops the answer at once and leaves the model ready for the next question.
 
     Raises:
         ValueError: an empty question, tags that do not match the pictures, or an impossible setting.
@@ -132,7 +132,7 @@ def stream(
     Takes and raises what `generate` does. It works in the calling thread, one token a step: Ctrl-C, leaving
     the loop, or closing the generator stops the model at once. The generator's return value is the `Answer`.
 
-    Of several streams at once, only one decodes by the compiled step that `compile=True` gives.
+    If several streams run at once, only one of them uses the compiled step of `compile=True`.
     """
     whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):

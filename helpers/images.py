@@ -37,24 +37,25 @@ def load_image(
     background: str = "white",
     allow_private: bool = False,
 ) -> Image.Image:
-    """Return a picture as a new PIL image in mode "RGB", upright; of a file with several frames the first.
+    """Return a picture as a new PIL image in mode "RGB", upright; if a file has several frames, the first of them.
 
     Args:
         source: path (str or Path), http(s) URL, encoded bytes, PIL image, or numpy array of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4) with dtype uint8, uint16, bool, or float in 0..1.
         max_pixels: largest width x height; checked before anything is decoded, and again afterwards for ICO files, whose
-            true size is only known then. Pillow has a limit of its own, at 179 million for a file.
+            true size is only known then. For files, Pillow has a limit of its own, 179 million.
         max_bytes: largest encoded size of a file, a download or bytes.
         timeout: seconds for a whole download, redirects included.
         background: colour put behind transparent pixels, as PIL names colours.
         allow_private: allow URLs that lead to private or local addresses.
 
-    The EXIF orientation is applied. Grey values of more than 8 bits become 0..255 of the 8, 10, 12, 14 or 16 bits that
-    hold the largest of them: a scan of 12 bits, stored in 16, is not dark. `source` itself is never changed.
+    The EXIF orientation is applied. Grey values of more than 8 bits are scaled to 0..255, from the smallest
+    range of 8, 10, 12, 14 or 16 bits that holds the largest of them: a scan of 12 bits that is stored in 16 does not
+    come out dark. `source` itself is never changed.
 
     Raises:
-        ImageLoadError: whatever the source is, when it cannot be read.
-        ValueError: `background` is not a colour's name, or a limit no number.
+        ImageLoadError: the source cannot be read, whatever it is.
+        ValueError: `background` does not name a colour, or `max_pixels` or `max_bytes` is not a whole number.
     """
     if not isinstance(background, str):
         raise ValueError(f'background is {background!r}; name a colour, as in "white" or "#f4ead5".')
@@ -133,7 +134,7 @@ def _read_bytes(source, max_bytes: int, timeout: float, allow_private: bool) -> 
         if (kind := (scheme[1] or scheme[2]).lower()) not in ("http", "https"):
             raise _Unreadable(f"{kind}: addresses are not read; pass a path, bytes, or an http(s) URL")
         if not (isinstance(timeout, numbers.Real) and timeout > 0):
-            raise _Unreadable(f"timeout is {timeout!r}; pass seconds, more than 0")
+            raise _Unreadable(f"timeout is {timeout!r}; pass seconds, as a number above 0")
         data, kind = fetch(source, max_bytes=max_bytes, timeout=timeout, allow_private=allow_private)
         hint = f"the server sent {kind or 'no content type'}; use the address of the picture itself"
     elif isinstance(source, (str, os.PathLike)):

@@ -1,7 +1,7 @@
 """Linear layers in 8 bits for the CPU: a quarter of the memory of float32, and several times its speed.
 
 `load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are read;
-each row of activations is rounded when it comes by. As in LLM.int8() (Dettmers et al., 2022,
+each row of activations is rounded as it arrives. As in LLM.int8() (Dettmers et al., 2022,
 https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass. Where that
 costs no time, the few rows of a step that writes a token keep more bits.
 """

@@ -45,14 +45,15 @@ def load_model_and_processor(
     Args:
         checkpoint: a folder or the name of a hub repository, such as `OFFICIAL`; by default the environment
             variable PHI3_VISION_CHECKPOINT, else the bundled `POCKET`.
-        revision: branch, tag or commit of the hub repository; by default `OFFICIAL_REVISION`, of others the newest.
+        revision: branch, tag or commit of the hub repository; by default `OFFICIAL_REVISION` for `OFFICIAL`, and
+            the newest commit for others.
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
         dtype: a torch.dtype or its name; by default what `choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
         quantization: "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA only), a
-            transformers quantization config, or False for none; by default what `choose_quantization` says, and with a
-            `dtype` none.
-        num_crops: at most so many tiles a picture; fewer tiles cost fewer tokens and less memory.
+            transformers quantization config, or False for none; by default what `choose_quantization` says, or none if
+            a `dtype` is given.
+        num_crops: the most tiles a picture may use; fewer tiles cost fewer tokens and less memory.
         compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token and parts of what
             comes before it (`helpers.compiled`). Loading takes longer; answers come faster.
         local_files_only: never ask the hub.
@@ -153,7 +154,7 @@ def _check_settings(device, attn_implementation, quantization, num_crops, compil
         raise ValueError(f"attn_implementation is {attn_implementation!r}; pass one of {known}.")
     if compile and device.type != "cuda":
         raise ValueError(
-            f"compile=True needs a CUDA GPU, the device is {device.type}; leave it out: nothing is gained."
+            f"compile=True needs a CUDA GPU, but the device is {device.type}; leave it out: it would gain nothing here."
         )
     if compile and attn_implementation not in (None, "sdpa", "eager"):
         raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attn_implementation!r}.')
@@ -174,7 +175,7 @@ def _check_quantization(quantization: str | bool, device) -> None:
         lacks = f"{' and '.join(missing)} missing" if cuda else f"the device is {device.type}"
         raise RuntimeError(
             f'quantization="{quantization}" needs a CUDA GPU and `pip install bitsandbytes accelerate`; here '
-            f'{lacks}. Leave quantization out otherwise, or on a CPU pass quantization="int8".'
+            f'{lacks}. Else leave quantization out, or on a CPU pass quantization="int8".'
         )
 
 
@@ -247,11 +248,11 @@ def _explained(read, folder: Path, device, damage):
         return read()
     except ImportError as error:
         text = " ".join(str(error).split())[:300]
-        raise RuntimeError(f"{text} Install what is named here, or leave the setting that needs it out.") from error
+        raise RuntimeError(f"{text} Install what is named here, or leave out the setting that needs it.") from error
     except Exception as error:  # a damaged config can fail anywhere
         if not out_of_memory(error):
             text = " ".join(str(error).split())[:300]
-            again = "download it again, or save model and processor there"
+            again = "download it again, or save both the model and its processor there"
             fix = again if isinstance(error, damage) else "check the settings, or pass another folder"
             raise CheckpointError(f"{folder} cannot be loaded as a Phi-3-vision checkpoint ({text}); {fix}.") from error
     # Outside the handler, so that the first error's traceback does not keep the weights alive.

@@ -17,19 +17,19 @@ def format_prompt(
 
         <|user|>\\n<|image_1|>\\nQUESTION<|end|>\\n<|assistant|>\\n
 
-    `history` holds earlier (question, answer) pairs; the pictures belong to the first question of all.
+    `history` holds earlier (question, answer) pairs; the pictures belong to the very first question.
     Control tokens inside any of the texts stay plain text: they cannot end a turn, start a role, or take
     the place of a picture.
 
     Raises:
-        ValueError: an empty question, or no number of pictures.
+        ValueError: an empty question, a `num_images` that is no whole number or below 0, or texts that are no strings.
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty; pass the text to ask, such as 'What is shown here?'.")
     if not isinstance(num_images, numbers.Integral) or num_images < 0:
         raise ValueError(f"num_images is {num_images!r}; pass 0 for a question without pictures, or more.")
     if not isinstance(system, (str, type(None))):
-        raise ValueError(f"system is {system!r}; pass a text.")
+        raise ValueError(f"system is {system!r}; pass a text, or None.")
     prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""
     pictures = "".join(f"<|image_{i}|>\n" for i in range(1, num_images + 1))
     for turn in history:

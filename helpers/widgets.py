@@ -31,13 +31,13 @@ def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 500):
     larger files with `load_image`.
 
     The returned box's `asker` has the state: `answer` (the last finished `Answer`, or None), `pictures`
-    (those that are asked about) and `thread` (the one that works, or worked last).
+    (those that are asked about) and `thread` (the one that writes the answer, or wrote the last one).
 
     Args:
-        max_new_tokens: an answer is cut off after so many tokens.
+        max_new_tokens: an answer is cut off after this many tokens.
 
     Raises:
-        ValueError: max_new_tokens is no whole number of at least 1. What goes wrong later is one sentence in the box.
+        ValueError: max_new_tokens is not a whole number of at least 1. What goes wrong later is told in the box.
     """
     whole_number("max_new_tokens", max_new_tokens)
     return _Asker(model, processor, max_new_tokens).box
@@ -75,7 +75,7 @@ class _Asker:
         self.ask = ipywidgets.Button(description="Ask", button_style="primary")
         self.stop = ipywidgets.Button(description="Stop", disabled=True)
         self.text = text("Answer", "", 5, disabled=False)  # some browsers copy nothing out of a disabled one
-        self.status = text("Status", "Upload pictures (10 MB together at most) or draw one, then ask.", 2)
+        self.status = text("Status", "Upload pictures (at most 10 MB together) or draw one, then ask.", 2)
 
         self.upload.observe(self._take_uploads, "value")
         self.draw.on_click(self._take_drawing)

@@ -193,5 +193,5 @@ def test_dtypes_by_name(golden_checkpoint):
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is there")
 def test_attention_that_is_not_installed(golden_checkpoint):
-    with pytest.raises(RuntimeError, match="leave the setting"):
+    with pytest.raises(RuntimeError, match="leave out the setting"):
         load_model_and_processor(golden_checkpoint, attn_implementation="flash_attention_2")

@@ -32,7 +32,7 @@ class Phi3VConfig(Phi3Config):
     image_token_id (`int`, *optional*, defaults to `vocab_size - 20`):
         Id of `<|image|>`, which stands for one image feature.
 
-    Raises `ValueError` for an odd number of patches per side of a tile, or a tower of less than 2 layers.
+    Raises `ValueError` for an odd number of patches per side of a tile, or a tower of fewer than 2 layers.
     """
 
     model_type = "phi3_v"
@@ -57,7 +57,7 @@ class Phi3VConfig(Phi3Config):
         vision = self.vision_config
         if vision.image_size // vision.patch_size % 2 or vision.num_hidden_layers < 2:
             raise ValueError(
-                "The vision tower needs an even number of patches per side and at least 2 layers, got "
+                "The vision tower needs an even number of patches per side and at least 2 layers, but has "
                 f"{vision.image_size // vision.patch_size} patches and {vision.num_hidden_layers} layers."
             )
 

@@ -25,7 +25,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
     Scales a picture to the largest grid of tiles allowed, pads it with white, and cuts it into the tiles.
 
     num_crops (`int`, defaults to 1):
-        Most tiles of a picture, the global view not counted: 16 in Phi-3-vision, 4 in Phi-3.5-vision.
+        The most tiles a picture may use, the global view not counted: 16 in Phi-3-vision, 4 in Phi-3.5-vision.
     image_size (`int`, defaults to 336):
         Side of a tile in pixels, as in the model's vision tower.
     num_img_tokens (`int`, *optional*):
@@ -52,7 +52,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         The long side takes the largest number s of tiles with s * ceil(s / ratio) <= num_crops, for the ratio
         long / short side; the short side keeps the ratio, rounded down (`HD_transform` of the original code).
 
-        Raises `ValueError` if `num_crops` is below 1 or the picture empty or so thin that its short side vanishes.
+        Raises `ValueError` if `num_crops` is below 1, or the picture is empty or so thin that its short side vanishes.
         """
         num_crops = self.num_crops if num_crops is None else num_crops
         if not isinstance(num_crops, numbers.Integral) or num_crops < 1:
@@ -68,7 +68,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         if short_side == 0:
             raise ValueError(
                 f"A picture of {width} x {height} pixels is too thin: with num_crops={num_crops} it becomes "
-                f"{long_side} x 0 pixels. Crop it, or allow more crops."
+                f"{long_side} x 0 pixels. Cut off a part of its length, or raise num_crops."
             )
         return (short_side, long_side) if width >= height else (long_side, short_side)
 

@@ -196,7 +196,8 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
                 return first
         raise ValueError(
             f"Image tokens and pictures do not match: the input has {len(positions)} image tokens, the "
-            f"{len(sizes)} pictures take {sizes.sum()} ({sizes.tolist()}), each in one piece."
+            f"{len(sizes)} pictures take {sizes.sum()} ({sizes.tolist()}), those of each picture in one piece. "
+            "Pass what one call of the processor returned."
         )
 
     def merge_image_features(self, input_ids, inputs_embeds, pixel_values=None, image_sizes=None):
@@ -226,7 +227,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         Raises `ValueError` if pictures and image tokens do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
             # A single token is a step of decoding: its pictures are in the cache.
@@ -297,7 +298,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
 
         The cache is `cache`, as transformers says since 5.24, or `past_key_values`, as it said before. It holds for
         one side of `original_max_position_embeddings`: where a row passes it, [`generate`] rebuilds the cache, and
-        who calls `forward` step by step has to begin again with all input_ids.
+        whoever calls `forward` step by step has to begin again with all input_ids.
 
         Raises `ValueError` if pictures and image tokens do not match.
         """
@@ -384,10 +385,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         if generation_config.prefill_chunk_size is not None:
-            raise ValueError("Use no `prefill_chunk_size`: pictures and rotary factors take a whole prompt.")
+            raise ValueError("Leave out `prefill_chunk_size`: pictures and rotary factors take a whole prompt.")
         limit = self.config.max_position_embeddings
         if input_ids.shape[1] > limit:
-            raise ValueError(f"The prompt has {input_ids.shape[1]} tokens, the model takes at most {limit}.")
+            raise ValueError(
+                f"The prompt has {input_ids.shape[1]} tokens, the model takes at most {limit}. Shorten it, or use "
+                "fewer pictures or tiles."
+            )
         return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):

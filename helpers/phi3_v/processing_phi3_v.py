@@ -74,8 +74,8 @@ class Phi3VProcessor(ProcessorMixin):
         """
         text: a prompt or a list of prompts, in which the tag `<|image_i|>` takes the prompt's i-th picture.
         images: a picture, a list, or a list for each prompt; a flat list is dealt out to the prompts in turn.
-        num_crops: most tiles of a picture, by default as the image processor says.
-        add_special_tokens: whether a prompt, and what follows a picture, begins with `<s>`. The model was trained
+        num_crops: the most tiles a picture may use, by default as the image processor says.
+        add_special_tokens: whether a prompt, and the text after each picture, begins with `<s>`. The model was trained
             so; trl's collator says False, as it takes `<s>` for a part of the chat template, which it is not here.
 
         Returns `input_ids` and `attention_mask` (prompts, length), padded on the left, as generation needs it,
@@ -164,9 +164,11 @@ class Phi3VProcessor(ProcessorMixin):
     def _tokenize(self, prompt: str, sizes, settings: dict) -> list[int]:
         """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
         if self.image_token in prompt:
-            raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, ... for pictures.")
+            raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, <|image_2|>, ... for pictures.")
         if HALF_A_CHARACTER.search(prompt):
-            raise ValueError("The prompt holds half a character (a surrogate); it was decoded wrongly.")
+            raise ValueError(
+                "The prompt holds half a character (a surrogate): decode the text again, as UTF-8 for example."
+            )
         pieces, input_ids, limit = IMAGE_TAG.split(prompt), [], None
         if len(pieces) > 1 and settings["truncation"]:
             limit = settings["max_length"] or self.tokenizer.model_max_length
@@ -187,7 +189,7 @@ class Phi3VProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """
         As in [`ProcessorMixin`], for messages `{"role", "content"}` with a string as content, or a list of
-        `{"type": "image", ...}` and `{"type": "text", "text": ...}`, which line breaks join.
+        `{"type": "image", ...}` and `{"type": "text", "text": ...}` parts, which are joined by line breaks.
 
         Texts go through `escape_control_tokens`, which leaves `sanitize_control_tokens` nothing to do. Raises
         `ValueError` for another role or type of content, or for `return_assistant_tokens_mask`.
@@ -220,10 +222,12 @@ class Phi3VProcessor(ProcessorMixin):
         for part in content if isinstance(content, (list, tuple)) else [content]:
             part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
             if part_type not in ("image", "image_url", "text"):
-                raise ValueError(f"A content is a string, or parts of type image or text, not {part_type!r}.")
+                raise ValueError(
+                    f"The content of a message is a string, or parts of type image or text, not {part_type!r}."
+                )
             if part_type == "text":
                 if not isinstance(part.get("text"), str):
-                    raise ValueError(f"A content of type text needs its text as a string, got {part}.")
+                    raise ValueError(f"A content part of type text needs its text as a string, got {part}.")
                 part = {**part, "text": escape_control_tokens(part["text"])}
             parts.append(part)
         return {**message, "content": parts}
