@@ -51,11 +51,8 @@ def test_an_answer_tells_whether_it_was_cut_off(tiny, images):
         logits[0, :, end] = 1e6
         return logits
 
-    hook = tiny[0].lm_head.register_forward_hook(force)
-    try:
+    with tiny[0].lm_head.register_forward_hook(force):
         answers = generate_many(*tiny, PROMPTS[:2], images[:2], max_new_tokens=4, progress=False)
-    finally:
-        hook.remove()
     assert [(answer.new_tokens, answer.finished) for answer in answers] == [(1, True), (4, False)]
     assert answers[0] == ""
     assert answers[0].seconds == answers[1].seconds > 0
@@ -66,16 +63,13 @@ def test_an_answer_tells_whether_it_was_cut_off(tiny, images):
 )
 def test_a_broken_picture_or_a_wrong_tag_costs_no_answers(tiny, images, picture, error):
     batches = []
-    hook = tiny[0].register_forward_hook(lambda *args: batches.append(1))
-    try:
+    with tiny[0].register_forward_hook(lambda *args: batches.append(1)):
         for i in (0, 2):
             with pytest.raises(error):
                 generate_many(*tiny, PROMPTS[:3], images[:i] + [picture] + images[i + 1 : 3], batch_size=1)
         prompts = ["word " * 30, "<|user|>\n<|image_2|>\nHello<|end|>\n<|assistant|>\n"]
         with pytest.raises(ValueError, match="image tags"):
             generate_many(*tiny, prompts, images[:2], batch_size=1)
-    finally:
-        hook.remove()
     assert not batches
 
 
@@ -99,12 +93,9 @@ def test_out_of_memory_advises(tiny, images):
         lengths.append(output.shape[1])
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    hook = tiny[0].model.embed_tokens.register_forward_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match=r"num_crops.*quantization.*batch_size") as caught:
-            generate_many(*tiny, PROMPTS, images, batch_size=3)
-    finally:
-        hook.remove()
+    advice = r"num_crops.*quantization.*batch_size"
+    with tiny[0].model.embed_tokens.register_forward_hook(fail), pytest.raises(RuntimeError, match=advice) as caught:
+        generate_many(*tiny, PROMPTS, images, batch_size=3)
     assert caught.value.__context__ is None
     assert len(lengths) == 1
     assert lengths[0] > 600  # with two pictures

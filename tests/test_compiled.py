@@ -98,10 +98,8 @@ def test_two_answers_at_once(tiny, graphs):
     left = stream(*tiny, *asked[0], max_new_tokens=12)
     next(left)
     left.close()
-    hook = tiny[0].register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="something else"):
+    with tiny[0].register_forward_hook(fail), pytest.raises(RuntimeError, match="something else"):
         generate(*tiny, *asked[0])
-    hook.remove()
     with tiny[0].compiled_decoding.lend(100) as lent:
         assert lent
 

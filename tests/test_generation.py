@@ -135,11 +135,8 @@ def test_end_tokens_reach_the_model(tiny, monkeypatch):
     head = tiny[0].lm_head
     bias = torch.zeros(head.out_features)
     bias[ENDS[2]] = 1e6
-    hook = head.register_forward_hook(lambda module, inputs, logits: logits + bias)
-    try:
+    with head.register_forward_hook(lambda module, inputs, logits: logits + bias):
         ended = generate(*tiny, "Hello", max_new_tokens=8)
-    finally:
-        hook.remove()
     assert (ended, ended.new_tokens, ended.finished) == ("", 1, True)
     assert (free.new_tokens, free.finished) == (8, False)
 
@@ -198,33 +195,21 @@ def test_unreadable_picture(tiny):
         generate(*tiny, "x", "missing.png")
 
 
-def forwards(model):
-    """Count the model's forward passes from here on."""
-    count = []
-    hook = model.register_forward_hook(lambda *args: count.append(1))
-    return count, hook
-
-
 def test_closing_the_stream_stops_the_model(tiny):
-    count, hook = forwards(tiny[0])
-    try:
+    count = []
+    with tiny[0].register_forward_hook(lambda *args: count.append(1)):
         pieces = stream(*tiny, "Hello", max_new_tokens=500)
         next(pieces)
         before = len(count)
         pieces.close()
-        assert len(count) == before < 20
-    finally:
-        hook.remove()
+    assert len(count) == before < 20
 
 
 def test_gradients_are_off_for_the_model_and_on_for_the_caller(tiny):
     during = []
-    hook = tiny[0].register_forward_hook(lambda *args: during.append(torch.is_grad_enabled()))
-    try:
+    with tiny[0].register_forward_hook(lambda *args: during.append(torch.is_grad_enabled())):
         for _ in stream(*tiny, "Hello", max_new_tokens=3):
             assert torch.is_grad_enabled()
-    finally:
-        hook.remove()
     assert during == [False] * 3
 
 
@@ -242,12 +227,8 @@ def test_interrupt(tiny, picture):
             if len(count) == stop_at:
                 signal.raise_signal(signal.SIGINT)
 
-        hook = tiny[0].model.layers[0].register_forward_hook(interrupt)
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                generate(*tiny, "What is this?", picture, max_new_tokens=12)
-        finally:
-            hook.remove()
+        with tiny[0].model.layers[0].register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
+            generate(*tiny, "What is this?", picture, max_new_tokens=12)
         assert len(count) == stop_at
         assert generate(*tiny, "What is this?", picture, max_new_tokens=12) == expected
     assert threading.active_count() == threads
@@ -257,9 +238,5 @@ def test_other_errors_come_through(tiny):
     def fail(*args):
         raise RuntimeError("something else")
 
-    hook = tiny[0].model.layers[1].register_forward_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="something else"):
-            generate(*tiny, "Hello")
-    finally:
-        hook.remove()
+    with tiny[0].model.layers[1].register_forward_hook(fail), pytest.raises(RuntimeError, match="something else"):
+        generate(*tiny, "Hello")

@@ -93,9 +93,8 @@ def test_cache_is_rebuilt_once(model, processor):
         lengths.append(kwargs["input_ids"].shape[1])
         pictures.append(kwargs.get("pixel_values") is not None)
 
-    hook = model.model.register_forward_pre_hook(record, with_kwargs=True)
-    generate(model, inputs)
-    hook.remove()
+    with model.model.register_forward_pre_hook(record, with_kwargs=True):
+        generate(model, inputs)
     length = inputs["input_ids"].shape[1]
     assert [n for n in lengths if n > 1] == [length, 65]
     assert [n for n, has_picture in zip(lengths, pictures) if has_picture] == [length, 65]
@@ -142,12 +141,9 @@ def test_candidates_change_nothing(processor, seed, words):
 def test_sampling_never_draws_an_image_token(model, processor):
     """Not even where it is the only one that top-k leaves."""
     image_token = torch.tensor([model.config.image_token_id])
-    hook = model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, image_token, 1e4))
     inputs = processor(SHORT, images(0))
-    try:
+    with model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, image_token, 1e4)):
         new = model.generate(**inputs, max_new_tokens=4, do_sample=True, top_k=1)[0, inputs["input_ids"].shape[1] :]
-    finally:
-        hook.remove()
     assert model.config.image_token_id not in new
 
 
@@ -303,11 +299,9 @@ def test_generation_stops(model, processor, stop):
 
 def test_answers_hold_no_image_tokens(model, processor):
     inputs = processor(SHORT, images(0))
-    hook = model.lm_head.register_forward_hook(
-        lambda module, args, logits: logits.index_fill(-1, torch.tensor([1044]), 1e9)
-    )
-    new = generate(model, inputs)
-    hook.remove()
+    image_token = torch.tensor([1044])
+    with model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, image_token, 1e9)):
+        new = generate(model, inputs)
     assert 1044 not in new
 
 

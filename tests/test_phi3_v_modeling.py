@@ -166,9 +166,8 @@ def test_image_features(model):
 def test_only_real_tiles_reach_the_tower_once(model):
     outputs = tiny_processor(6).image_processor([noise_image(300, 100), noise_image(50, 50, 2)])
     batches = []
-    hook = model.vision_tower.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
-    expected = torch.cat(model.get_image_features(**outputs))
-    hook.remove()
+    with model.vision_tower.register_forward_hook(lambda module, args, output: batches.append(len(args[0]))):
+        expected = torch.cat(model.get_image_features(**outputs))
     assert batches == [sum(h * w // 112**2 + 1 for h, w in outputs["image_sizes"].tolist())]
     for pixels, size in zip(outputs["pixel_values"], outputs["image_sizes"].tolist()):
         pixels[size[0] * size[1] // 112**2 + 1 :] = float("nan")

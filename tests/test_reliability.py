@@ -403,12 +403,9 @@ def test_a_batch_changes_nothing(rounds):
 def test_too_long_a_prompt_is_refused_before_any_work(tiny):
     model, processor = tiny
     longest, calls = model.config.max_position_embeddings, []
-    hook = model.model.register_forward_pre_hook(lambda *args: calls.append(1))
-    try:
-        with pytest.raises(ValueError, match=rf"the model takes at most {longest}"):
-            generate(model, processor, "word " * longest, max_new_tokens=2)
-    finally:
-        hook.remove()
+    refusal = pytest.raises(ValueError, match=rf"the model takes at most {longest}")
+    with model.model.register_forward_pre_hook(lambda *args: calls.append(1)), refusal:
+        generate(model, processor, "word " * longest, max_new_tokens=2)
     assert calls == []
 
 
@@ -461,12 +458,9 @@ def test_out_of_memory(tiny, error, place):
         kept.append(weakref.ref(output))
         raise error
 
-    hook = places[place].register_forward_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match=r"num_crops.*quantization.*max_new_tokens") as caught:
-            generate(*tiny, "What is this?", noise_image(90, 90))
-    finally:
-        hook.remove()
+    advice = r"num_crops.*quantization.*max_new_tokens"
+    with places[place].register_forward_hook(fail), pytest.raises(RuntimeError, match=advice) as caught:
+        generate(*tiny, "What is this?", noise_image(90, 90))
     assert caught.value.__context__ is None
     error.__traceback__ = None  # this test's own hold on it
     gc.collect()
