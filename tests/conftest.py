@@ -74,11 +74,3 @@ def golden_images() -> Path:
 def tiny(golden_checkpoint):
     """(model, processor) of the tiny checkpoint, one tile a picture."""
     return helpers.load_model_and_processor(golden_checkpoint, num_crops=1, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def pocket() -> Path:
-    """The bundled checkpoint's folder."""
-    if not helpers.POCKET.is_dir():
-        pytest.skip("checkpoints/phi-3-vision-pocket is not there yet")
-    return helpers.POCKET

@@ -86,8 +86,8 @@ def test_what_was_written_in_inference_mode_is_left_alone():
     assert len(places) > 1
 
 
-def test_a_stream_may_leave_inference_mode(pocket):
-    loaded = helpers.load_model_and_processor(pocket, device="cpu")
+def test_a_stream_may_leave_inference_mode():
+    loaded = helpers.load_model_and_processor(helpers.POCKET, device="cpu")
     pieces = helpers.stream(*loaded, "Describe this picture.", Image.new("RGB", (300, 200), "white"))
     with torch.inference_mode():
         first = next(pieces)

@@ -16,9 +16,9 @@ def test_environment_variable_names_the_checkpoint(folder, monkeypatch):
     assert checkpoints.find_checkpoint(helpers.POCKET.parent.parent / "tests/golden/checkpoint") != folder
 
 
-def test_bundled_checkpoint_is_the_default(pocket):
-    assert checkpoints.find_checkpoint() == pocket
-    assert checkpoints.verify_checksums(pocket)
+def test_bundled_checkpoint_is_the_default():
+    assert checkpoints.find_checkpoint() == helpers.POCKET
+    assert checkpoints.verify_checksums(helpers.POCKET)
     model, _ = load_model_and_processor(device="cpu")
     assert model.dtype == torch.float32
 

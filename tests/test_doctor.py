@@ -31,7 +31,7 @@ def test_a_sound_machine(golden_checkpoint):
     assert repr(report) == str(report)
 
 
-def test_the_bundled_checkpoint(pocket):
+def test_the_bundled_checkpoint():
     report = helpers.doctor()
     assert report.ok, str(report)
     assert facts(report)["checkpoint"].startswith("checkpoints/phi-3-vision-pocket, ")

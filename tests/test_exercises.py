@@ -8,7 +8,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import helpers
 from helpers import exercises
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,13 +15,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKS = {name: check for name, check in vars(exercises).items() if name.startswith("check_")}
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\s+```python\n(.*?)```", re.S)
 
-pytestmark = pytest.mark.skipif(not helpers.POCKET.is_dir(), reason="the bundled checkpoint is not there yet")
-
 
 @pytest.fixture(autouse=True)
 def in_the_notebooks_folder(monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")
-    monkeypatch.delenv("PHI3_VISION_CHECKPOINT", raising=False)
 
 
 def code_cells(path: Path) -> list:

@@ -153,13 +153,13 @@ def test_weights_use_all_that_the_cpu_gets_right():
 
 
 @pytest.fixture(scope="module")
-def exact(pocket):
-    return helpers.load_model_and_processor(pocket, device="cpu")
+def exact():
+    return helpers.load_model_and_processor(helpers.POCKET, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def rounded(pocket):
-    return helpers.load_model_and_processor(pocket, device="cpu", quantization="int8")
+def rounded():
+    return helpers.load_model_and_processor(helpers.POCKET, device="cpu", quantization="int8")
 
 
 def test_every_linear_layer_but_the_head(rounded):

@@ -169,8 +169,6 @@ def problems_of(notebook: Notebook) -> list[str]:
 
 
 def test_there_are_notebooks():
-    if not FOLDER.is_dir():
-        pytest.skip("notebooks/ is not there yet")
     assert NOTEBOOKS
 
 

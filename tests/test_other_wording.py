@@ -16,8 +16,6 @@ ANSWER = """Certainly! Here is what I can see in the picture:
 
 Please note that this is a guess."""
 
-pytestmark = pytest.mark.skipif(not helpers.POCKET.is_dir(), reason="the bundled checkpoint is not there yet")
-
 
 def generate(model, processor, prompt, images=(), **settings):
     return helpers.Answer(ANSWER, image_tokens=345, prompt_tokens=370, new_tokens=40, seconds=1.0)
@@ -34,7 +32,6 @@ def generate_many(model, processor, prompts, images, **settings):
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)
 def test_every_cell_runs(path, monkeypatch):
     monkeypatch.chdir(FOLDER)
-    monkeypatch.delenv("PHI3_VISION_CHECKPOINT", raising=False)
     for said in (generate, stream, generate_many):
         monkeypatch.setattr(helpers, said.__name__, said)
     namespace: dict = {}

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.cache_utils import QuantizedLayer
 
+from helpers import POCKET
 from helpers.phi3_v.modeling_phi3_v import CACHE
 
 SHORT = "<|image_1|> a"  # 41 image tokens and a few more: passes 64 tokens while generating
@@ -331,9 +332,9 @@ def test_pipeline(trust_remote_code, monkeypatch):
     assert plain == chat
 
 
-def test_a_pipeline_answers_several_prompts_as_each_alone(pocket):
+def test_a_pipeline_answers_several_prompts_as_each_alone():
     """It pads the batch itself, on the side that the tokenizer names."""
-    pipe = pipeline("image-text-to-text", model=str(pocket), device="cpu", dtype="float32")
+    pipe = pipeline("image-text-to-text", model=str(POCKET), device="cpu", dtype="float32")
     pictures = [noise_image(90, 90), noise_image(60, 120, 1)]
     questions = ["Who wrote this book?", "Describe this picture in detail, please: all that there is to see."]
     chats = [

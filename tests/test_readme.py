@@ -6,20 +6,16 @@ from pathlib import Path
 
 import pytest
 
-import helpers
 from helpers.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 
-pytestmark = pytest.mark.skipif(not helpers.POCKET.is_dir(), reason="the bundled checkpoint is not there yet")
-
 
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("PHI3_VISION_CHECKPOINT", raising=False)
 
 
 def test_the_first_answer(capsys):

@@ -38,6 +38,8 @@ from benchmarks import pictures
 from helpers import CheckpointError, ImageLoadError, format_prompt, generate, load_image
 from helpers.checkpoints import verify_checksums
 
+ROOT = helpers.POCKET.parent.parent
+
 # Pictures
 
 
@@ -287,9 +289,9 @@ def test_poisoned_folders(golden_checkpoint, tmp_path, poison):
     assert not canary.exists()
 
 
-def test_flipped_bits(pocket, tmp_path, rounds):
+def test_flipped_bits(tmp_path, rounds):
     """Any one bit of the bundled files."""
-    folder = shutil.copytree(pocket, tmp_path / "pocket")
+    folder = shutil.copytree(helpers.POCKET, tmp_path / "pocket")
     files = [file for file in sorted(folder.iterdir()) if file.name != "README.md"]
     rng = random.Random(0)
     for i in range(rounds(30, 300)):
@@ -468,7 +470,7 @@ def test_out_of_memory(tiny, error, place):
     generate(*tiny, "What is this?", noise_image(90, 90), max_new_tokens=2)
 
 
-def test_no_connection_is_made(pocket, tmp_path):
+def test_no_connection_is_made(tmp_path):
     """Loading and answering with all sockets out of order; missing weights say what to do."""
     code = f"""
 import socket, sys
@@ -476,7 +478,7 @@ def refuse(*args): print("CONNECT", args[1:]); raise OSError("no network")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 import helpers
 loaded = helpers.load_model_and_processor(device="cpu")
-print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image({str(pocket.parent.parent)!r}
+print(helpers.generate(*loaded, "Who wrote this book?", helpers.load_image({str(ROOT)!r}
       + "/notebooks/images/book_cover.png")))
 print(helpers.doctor())
 helpers.machine.available_memory = lambda device: 64_000_000_000
@@ -519,21 +521,21 @@ sys.addaudithook(refuse)
 """
 
 
-def start(code: str, pocket) -> subprocess.Popen:
+def start(code: str) -> subprocess.Popen:
     command = [sys.executable, "-B", "-c", code]
-    return subprocess.Popen(command, cwd=pocket.parent.parent, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
 
 
-def test_two_programs_at_once(pocket):
+def test_two_programs_at_once():
     """Two notebooks share a machine: both load and answer at the same time, and say the same."""
-    answers = [program.communicate(timeout=300) for program in [start(ANSWER, pocket) for _ in range(2)]]
+    answers = [program.communicate(timeout=300) for program in [start(ANSWER) for _ in range(2)]]
     assert answers[0][0].strip(), answers
     assert answers[0][0] == answers[1][0]
 
 
-def test_a_disk_that_cannot_be_written(pocket):
+def test_a_disk_that_cannot_be_written():
     """Loading and answering write no file: a read-only or full disk does not matter."""
-    said, errors = start(NO_WRITING + ANSWER, pocket).communicate(timeout=300)
+    said, errors = start(NO_WRITING + ANSWER).communicate(timeout=300)
     assert said.strip(), errors
 
 
