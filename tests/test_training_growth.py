@@ -3,7 +3,6 @@
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
 from phi3_v_data import tiny_config, tiny_model

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
 from training_data import small_model

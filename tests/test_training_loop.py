@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
 from PIL import Image

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 from PIL import Image
 

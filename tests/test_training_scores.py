@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 
 from training import evaluate, notebook_images, pictures, scores, train

@@ -5,7 +5,6 @@ import json
 import pytest
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
-pytest.importorskip("matplotlib", reason='needs `pip install -e ".[training]"`')
 
 import torch
 from training_data import small_model
