@@ -69,6 +69,7 @@ def test_pil_is_copied_and_left_alone():
         (np.array([[[1, 2, 3]]], np.uint8), [[1, 2, 3]]),
         (np.array([[[1, 2, 3, 0], [1, 2, 3, 255]]], np.uint8), [[255] * 3, [1, 2, 3]]),
         (np.array([[0, 32896, 65535]], np.uint16), [[0] * 3, [128] * 3, [255] * 3]),
+        (np.array([[0, 32896, 65535]], ">u2"), [[0] * 3, [128] * 3, [255] * 3]),
         (np.array([[False, True]]), [[0] * 3, [255] * 3]),
         (np.array([[0.0, 0.5, 1.0]]), [[0] * 3, [128] * 3, [255] * 3]),
         (np.array([[0.0, 1.0]], np.float16), [[0] * 3, [255] * 3]),
@@ -150,14 +151,10 @@ def test_fewer_bits_stored_in_16(bits):
         assert pixels(load_image(values.astype(np.uint16)))[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_a_value_that_is_no_number_is_black():
-    picture = load_image(Image.fromarray(np.array([[0, 0.5, np.nan]], np.float32)))
-    assert pixels(picture)[0, :, 0].tolist() == [0, 128, 0]
-
-
 def test_float_of_0_to_1():
-    source = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
-    assert pixels(load_image(source))[0, :, 0].tolist() == [0, 128, 255]
+    """What is no number is black."""
+    picture = load_image(Image.fromarray(np.array([[0, 0.5, 1, np.nan]], np.float32)))
+    assert pixels(picture)[0, :, 0].tolist() == [0, 128, 255, 0]
 
 
 HALF = 128
@@ -326,37 +323,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.answer(body=self.picture, Content_Type="image/png")
             case "/moved":
                 self.answer(302, Location="/picture")
-            case "/loop":
-                self.answer(302, Location="/loop")
             case path if path.startswith("/to/"):
                 self.answer(302, Location=unquote(path.removeprefix("/to/")))
-            case "/to-file":
-                self.answer(302, Location="file:///etc/hosts")
-            case "/html":
-                self.answer(body=b"<html>hello</html>", Content_Type="text/html; charset=utf-8")
-            case "/endless":
-                self.answer()
-                while not self.server.closing:
-                    self.wfile.write(bytes(10_000))
-            case "/announced":
-                self.answer(Content_Length="999999999")
-            case "/short":
-                self.answer(body=self.picture[:50], Content_Length="5000")
-            case "/drip":
-                self.send_response(200)
-                self.end_headers()
-                while not self.server.closing:
-                    self.wfile.write(b"x")
-                    self.wfile.flush()
-                    time.sleep(0.1)
             case "/drip-headers":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
                 while not self.server.closing:
                     self.wfile.write(b"x")
                     self.wfile.flush()
                     time.sleep(0.1)
-            case _:
-                self.answer(404)
 
     def handle(self):
         with contextlib.suppress(OSError):  # the client went away, as it should
@@ -385,27 +359,6 @@ def test_proxies_are_not_used(server, monkeypatch):
 @pytest.mark.parametrize("path", ["/picture", "/moved"])
 def test_url(server, path):
     assert (pixels(load_image(server + path, allow_private=True)) == pixels(gradient())).all()
-
-
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [
-        ("/nothing", "404"),
-        ("/loop", "redirects more than"),
-        ("/to-file", "not an http"),
-        ("/html", "text/html"),
-        ("/endless", "max_bytes=100,000"),
-        ("/announced", "max_bytes=100,000"),
-        ("/short", "transfer failed"),
-        ("/drip", "within 0.5 s"),
-        ("/drip-headers", "within 0.5 s"),
-    ],
-)
-def test_bad_url(server, path, reason):
-    timeout = 0.5 if "drip" in path else 10
-    with pytest.raises(ImageLoadError, match=reason) as caught:
-        load_image(server + path, allow_private=True, max_bytes=100_000, timeout=timeout)
-    assert server + path in str(caught.value)
 
 
 def test_what_nobody_thought_of_is_said(server, monkeypatch):
@@ -476,8 +429,3 @@ def test_a_name_that_begins_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("~picture.png")
     assert load_image("~picture.png").size == (8, 8)
-
-
-def test_16_bits_in_either_byte_order():
-    array = np.full((4, 4), 65535, ">u2")
-    assert np.asarray(load_image(array)).min() == 255

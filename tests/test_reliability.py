@@ -135,6 +135,18 @@ FAULTS = {
     "dripping headers": (OK + b"X: ", "drip"),
     "a dripping body": (OK + b"\r\n", "drip"),
 }
+#: What the error says of some of them; it always names the address.
+REASONS = {
+    "status 404": "the server answered 404",
+    "an HTML page": "the server sent text/html",
+    "a body shorter than announced": "the transfer failed",
+    "a body announced too large": "larger than max_bytes=100,000",
+    "a gzip bomb": "larger than max_bytes=100,000",
+    "a redirect to itself": "redirects more than 5 times",
+    "a redirect to a file": "redirects to something that is not an http",
+    "dripping headers": "no complete answer within 0.5 s",
+    "a dripping body": "no complete answer within 0.5 s",
+}
 PRIVATE = ("127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "0", "127.1")
 
 
@@ -177,7 +189,7 @@ def server():
 def test_faulty_servers(server, fault):
     timeout = 0.5 if FAULTS[fault][1] else 10
     address = f"http://127.0.0.1:{server[0]}/{list(FAULTS).index(fault)}"
-    with pytest.raises(ImageLoadError, match="Cannot load picture") as caught:
+    with pytest.raises(ImageLoadError, match=f"Cannot load picture.*{REASONS.get(fault, '')}") as caught:
         load_image(address, allow_private=True, max_bytes=100_000, timeout=timeout)
     assert address in str(caught.value)
 
@@ -334,6 +346,8 @@ def test_control_tokens_in_any_text(tiny, rounds):
         "1",
         "s",
         "/s",
+        "/",
+        "<0x0A>",
     ]
     pieces += ["\u200b", "\uff5c", "\ufeff", "\u0000", "é", "日", "\u202e"]
 
