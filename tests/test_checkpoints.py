@@ -61,11 +61,18 @@ def test_half_downloaded_and_offline(monkeypatch):
     assert not isinstance(caught.value, checkpoints.NotDownloadedError)
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "preprocessor_config.json"])
-def test_incomplete_folder(folder, missing):
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("model.safetensors", "download it again.*only safetensors"),
+        ("tokenizer.json", "download"),
+        ("preprocessor_config.json", "download"),
+    ],
+)
+def test_incomplete_folder(folder, missing, message):
     (folder / missing).unlink()
     (folder / "SHA256SUMS").unlink()
-    with pytest.raises(CheckpointError, match="download"):
+    with pytest.raises(CheckpointError, match=message):
         load_model_and_processor(folder, device="cpu")
 
 
@@ -128,32 +135,6 @@ def test_damaged_weights_without_sums(folder):
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         load_model_and_processor(folder)
-
-
-def test_no_code_and_no_pickle_from_a_folder(folder):
-    """Code files that the config points to are never imported, and a pickle is never opened."""
-    canary = folder / "canary"
-    code = f"open({str(canary)!r}, 'w').close()\n"
-    for name in ("configuration_phi3_v", "modeling_phi3_v", "processing_phi3_v", "image_processing_phi3_v"):
-        (folder / f"{name}.py").write_text(code)
-    (folder / "custom_generate").mkdir()
-    (folder / "custom_generate" / "generate.py").write_text(code)
-    (folder / "pytorch_model.bin").write_bytes(f"cbuiltins\nexec\n(S{code!r}\ntR.".encode())
-    for name in ("preprocessor_config.json", "tokenizer_config.json"):
-        settings = json.loads((folder / name).read_text(encoding="utf-8"))
-        auto = {
-            "AutoProcessor": "processing_phi3_v.P",
-            "AutoImageProcessor": "image_processing_phi3_v.P",
-            "AutoTokenizer": ["processing_phi3_v.P", None],
-        }
-        (folder / name).write_text(json.dumps(settings | {"auto_map": auto}))
-    (folder / "SHA256SUMS").unlink()
-    model, processor = load_model_and_processor(folder, device="cpu", num_crops=1)
-    helpers.generate(model, processor, "Hello", max_new_tokens=1)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="only safetensors"):
-        load_model_and_processor(folder)
-    assert not canary.exists()
 
 
 def test_parameters_are_counted_over_shards(folder):

@@ -1,7 +1,6 @@
 import configparser
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,10 +135,9 @@ def test_half_downloaded_checkpoint(monkeypatch, tmp_path):
     assert "adds what is missing" in fix
 
 
-def test_changed_checkpoint(golden_checkpoint, tmp_path):
-    shutil.copytree(golden_checkpoint, tmp_path / "copy")
-    (tmp_path / "copy" / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n")
-    report = helpers.doctor(tmp_path / "copy")
+def test_changed_checkpoint(folder):
+    (folder / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n")
+    report = helpers.doctor(folder)
     assert not report.ok
     assert "config.json has changed" in report.problems[0][0]
 

@@ -120,14 +120,6 @@ def test_beams_keep_their_pictures(model, processor, kwargs):
     assert torch.equal(new, torch.cat(solos))
 
 
-def test_return_sequences(model, processor):
-    inputs = processor([LONG, SHORT], [images(0, 2), images(1)])
-    torch.manual_seed(0)
-    outputs = model.generate(**inputs, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=2)
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[2], outputs[3])
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("words", [0, 8, 15])
 def test_candidates_change_nothing(processor, seed, words):
@@ -247,12 +239,6 @@ def test_chunked_prefill_is_refused(model, processor):
         generate(model, processor(SHORT, images(0)), prefill_chunk_size=16)
 
 
-def test_long_prompts_are_refused_before_any_forward(model, processor):
-    inputs = processor("a " * 3000)
-    with pytest.raises(ValueError, match="at most 2048"):
-        generate(model, inputs)
-
-
 def test_caller_keeps_its_tensors(model, processor):
     inputs = processor(SHORT, images(0))
     before = {key: value.clone() for key, value in inputs.items()}
@@ -263,8 +249,11 @@ def test_caller_keeps_its_tensors(model, processor):
 
 @pytest.mark.parametrize("eos", [None, 2, [2]])
 def test_stop_set_is_filled_in(model, eos):
-    model.generation_config = GenerationConfig(eos_token_id=eos)
+    """In a copy: the config belongs to the caller."""
+    config = GenerationConfig(eos_token_id=eos)
+    model.generation_config = config
     assert model.generation_config.eos_token_id == [2, 1000, 1007]
+    assert config.eos_token_id == eos
 
 
 def test_stop_set_of_the_checkpoint_wins(model):
@@ -296,14 +285,6 @@ def test_generation_stops(model, processor, stop):
     assert outputs.shape[1] == inputs["input_ids"].shape[1] + 3
     outputs = generate(model, inputs, 6, eos_token_id=9999, logits_processor=[force])
     assert outputs.shape[1] == 6
-
-
-def test_answers_hold_no_image_tokens(model, processor):
-    inputs = processor(SHORT, images(0))
-    image_token = torch.tensor([1044])
-    with model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, image_token, 1e9)):
-        new = generate(model, inputs)
-    assert 1044 not in new
 
 
 def test_streaming(model, processor, capsys):
