@@ -9,7 +9,6 @@ text model Phi-3, which has the same layers, by its own model builder (blocks of
 8 GB of memory and 3 GB of disk.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from helpers.phi3_v import Phi3VForCausalLM
 
 from .compare import report, speeds
 from .cpu import FORMS, config, seconds
+from .layers import arguments
 
 EXTRA = ["int4_block_size=32", "int4_accuracy_level=4"]
 
@@ -85,11 +85,7 @@ def measure_ours(model: Phi3VForCausalLM, ids: torch.Tensor, steps: int) -> dict
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--length", type=int, default=800, help="tokens of the prompt")
-    parser.add_argument("--steps", type=int, default=16, help="tokens of the answer")
-    args = parser.parse_args()
+    args = arguments(__doc__)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
