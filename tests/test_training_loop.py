@@ -44,7 +44,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(optimizer.state_dict()["state"], before.state_dict()["state"])
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
-    run.report(score=0.5)
+    run.report(lambda: {"score": 0.5})
     assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))["score"] == 0.5
 
 
@@ -163,8 +163,8 @@ def test_workers_that_begin_anew_can_be_started():
 def test_logs_are_plotted(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, 8)
     steps(run, 2)
-    run.report(heldout=0.5, heldout_loss=1.0)
-    run.report(heldout=0.6)
+    run.report(lambda: {"heldout": 0.5, "heldout_loss": 1.0})
+    run.report(lambda: {"heldout": 0.6})
     monkeypatch.setattr("sys.argv", ["plot", str(tmp_path), "--out", str(tmp_path / "curves.png")])
     plot.main()
     assert Image.open(tmp_path / "curves.png").width > 500

@@ -51,9 +51,9 @@ def width_of_type(sample: Sample, processor) -> float:
     return float(np.median(characters[:, 3] - characters[:, 1])) * width / image.width
 
 
-def sheet_of_errors(wrong, file: Path, columns: int = 4, rows: int = 3):
+def sheet_of_errors(wrong, file: Path):
     """The pictures of the worst answers with what was said under each."""
-    cell, font = (360, 480), ImageFont.load_default(13)
+    columns, rows, cell, font = 4, 3, (360, 480), ImageFont.load_default(13)
     sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (_, sample, text) in enumerate(wrong[: columns * rows]):

@@ -18,8 +18,7 @@ from .pictures.sample import CHARACTERS, Sample
 from .reading import in_grid
 from .recipe import NUM_CROPS, PATCH
 
-#: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons
-#: (3 and 4 when there were six layers: `grow.py` moves them).
+#: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons.
 LAYERS, HEAD = (4, 5), 3
 #: Pixels that one image feature shows.
 FEATURE = 2 * PATCH
@@ -110,10 +109,10 @@ def looks_of(sample: Sample, pieces: list[str], num_crops: int = NUM_CROPS) -> l
 
 
 class Looking:
-    """The lesson for one attention `head` of each of the decoder's `layers` of a model."""
+    """The lesson for one attention head of each of the decoder's `layers` of a model."""
 
-    def __init__(self, model: nn.Module, layers: tuple[int, ...] = LAYERS, head: int = HEAD):
-        self.head, self.seen = head, {}
+    def __init__(self, model: nn.Module, layers: tuple[int, ...] = LAYERS):
+        self.seen = {}
         for number in layers:
             model.model.layers[number].register_forward_pre_hook(self._keep, with_kwargs=True)
 
@@ -131,7 +130,7 @@ class Looking:
         loss = 0.0
         for layer, (hidden_states, (cos, sin)) in self.seen.items():
             attention = layer.self_attn
-            query, key = self._weights(attention)
+            query, key = _weights_of_the_head(attention)
             normed = layer.input_layernorm(hidden_states)
             query, key = (F.linear(normed, weight)[:, None] for weight in (query, key))
             query, key = (part[:, 0].float() for part in apply_rotary_pos_emb(query, key, cos, sin))
@@ -142,8 +141,9 @@ class Looking:
         self.seen.clear()
         return loss, (scores.argmax(-1) == keys).float().mean().item()
 
-    def _weights(self, attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of `qkv_proj` that make the head's queries and keys."""
-        begin, size = self.head * attention.head_dim, attention.head_dim
-        weight, all_queries = attention.qkv_proj.weight, attention.config.num_attention_heads * size
-        return weight[begin : begin + size], weight[all_queries + begin : all_queries + begin + size]
+
+def _weights_of_the_head(attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of `qkv_proj` that make the queries and keys of `HEAD`."""
+    begin, size = HEAD * attention.head_dim, attention.head_dim
+    weight, all_queries = attention.qkv_proj.weight, attention.config.num_attention_heads * size
+    return weight[begin : begin + size], weight[all_queries + begin : all_queries + begin + size]

@@ -194,6 +194,8 @@ class Run:
 
     #: Batches one after the other without a finite gradient, after which the run is given up.
     HOPELESS = 5
+    #: Seconds between two savings.
+    SAVE_EVERY = 120
 
     def __init__(
         self,
@@ -202,14 +204,13 @@ class Run:
         optimizers: list,
         total: int,
         minutes: float = math.inf,
-        save_every: float = 120,
     ):
         if total <= 0 or minutes <= 0:
             raise ValueError(f"Nothing to do: {total} pictures, {minutes} minutes; ask for more than 0 of both.")
         if WORLD > 1 and minutes < math.inf:
             raise ValueError("Several processes do not end at the same time: give pictures, not minutes.")
         self.folder, self.model, self.optimizers, self.total = Path(folder), model, optimizers, total
-        self.seen, self.seconds, self.minutes, self.save_every = 0, 0.0, minutes, save_every
+        self.seen, self.seconds, self.minutes = 0, 0.0, minutes
         self._peak = [group["lr"] for opt in optimizers for group in opt.param_groups]
         self._mean: dict[str, float] = {}
         self._left_out = 0
@@ -247,14 +248,14 @@ class Run:
             self.seconds, last = self.seconds + now - last, now
             bar.update(batch_size * WORLD)
             bar.set_postfix({name: f"{value:.3f}" for name, value in self._mean.items()}, refresh=False)
-            if time.monotonic() - self._saved > self.save_every:
+            if time.monotonic() - self._saved > self.SAVE_EVERY:
                 self.save()
             if self._time_to_evaluate():
-                self._report(evaluate)
+                self.report(evaluate)
         bar.close()
         self.save()
         if RANK == 0 and self.seen > self._reported:
-            self._report(evaluate)
+            self.report(evaluate)
 
     def update(self, loss: torch.Tensor, **measures: float):
         """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate.
@@ -295,12 +296,9 @@ class Run:
         return RANK == 0 and time.monotonic() - self._evaluated > every
 
     @torch.no_grad()
-    def _report(self, evaluate):
-        self.report(**evaluate())
-
-    def report(self, **scores: float):
-        """Adds one line to the log: pictures seen, seconds, running means and the given scores."""
-        line = {"seen": self.seen, "seconds": round(self.seconds), **self._mean, **scores}
+    def report(self, evaluate):
+        """Adds one line to the log: pictures seen, seconds, running means and the scores of `evaluate()`."""
+        line = {"seen": self.seen, "seconds": round(self.seconds), **self._mean, **evaluate()}
         self._evaluated, self._reported = time.monotonic(), self.seen
         line = {name: round(value, 4) for name, value in line.items()}
         with (self.folder / "log.jsonl").open("a") as log:
