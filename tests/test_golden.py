@@ -68,16 +68,18 @@ def test_processor(name, inputs_of):
         assert np.allclose(pixel_values[i].double().std((1, 2, 3), correction=0), std, atol=1e-4)
 
 
+@torch.no_grad()
+def embeds_and_logits(model, inputs, **settings):
+    ids = inputs["input_ids"]
+    embeds = model.get_input_embeddings()(ids)
+    embeds = model.model.merge_image_features(ids, embeds, inputs.get("pixel_values"), inputs.get("image_sizes"))
+    return embeds, model(**inputs, **settings).logits
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_forward(name, model, inputs_of):
     _, data = load_case(name)
-    inputs = inputs_of(name)
-    with torch.no_grad():
-        embeds = model.get_input_embeddings()(inputs["input_ids"])
-        embeds = model.model.merge_image_features(
-            inputs["input_ids"], embeds, inputs.get("pixel_values"), inputs.get("image_sizes")
-        )
-        logits = model(**inputs).logits
+    embeds, logits = embeds_and_logits(model, inputs_of(name))
     positions, vocab = data["logits_positions"].long(), data["logits_vocab"].long()
     embeds_diff = (embeds[:, positions] - data["inputs_embeds_sample"]).abs().amax(-1)
     real = data["attention_mask"][:, positions] == 1
@@ -128,15 +130,10 @@ def test_loaded_in_bfloat16_is_cast_to_bfloat16(bfloat16_model):
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16(name, bfloat16_model, inputs_of):
     _, data = load_case(name)
-    inputs = inputs_of(name)
-    with torch.no_grad():
-        embeds = bfloat16_model.get_input_embeddings()(inputs["input_ids"])
-        embeds = bfloat16_model.model.merge_image_features(
-            inputs["input_ids"], embeds, inputs.get("pixel_values"), inputs.get("image_sizes")
-        )
-        logits = bfloat16_model(**inputs, logits_to_keep=1).logits[:, -1].float()
-    real = data["attention_mask"][:, data["logits_positions"].long()] == 1
-    embeds_diff = (embeds[:, data["logits_positions"].long()] - data["inputs_embeds_sample"]).abs().amax(-1)
+    embeds, logits = embeds_and_logits(bfloat16_model, inputs_of(name), logits_to_keep=1)
+    logits, positions = logits[:, -1].float(), data["logits_positions"].long()
+    real = data["attention_mask"][:, positions] == 1
+    embeds_diff = (embeds[:, positions] - data["inputs_embeds_sample"]).abs().amax(-1)
     assert embeds_diff[real].max() <= 0.1
     assert (logits - data["last_logits"]).abs().max() <= 0.35
     assert torch.cosine_similarity(logits, data["last_logits"]).min() > 0.999
