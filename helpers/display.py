@@ -18,7 +18,7 @@ def show_images(images, captions: Sequence[str] | None = None, *, width: int = 6
 
     Args:
         images: one picture or a list, anything `load_image` takes.
-        captions: one text for each picture; they become the alt text.
+        captions: one text for each picture, printed below it and stored as its alt text (which JupyterLab leaves out).
         width: largest width of everything shown, in pixels.
         processor: if given, each line also says how many tiles and tokens the picture costs.
 
@@ -80,7 +80,7 @@ def side_by_side(pictures: list[Image.Image], width: int) -> Image.Image:
     total = sum(part.width for part in parts) + GAP * (len(parts) - 1)
     if total > width:
         raise ValueError(f"{len(pictures)} pictures do not fit into {width} pixels; show fewer, or set a larger width.")
-    row = Image.new("RGB", (total, parts[0].height), "white")
+    row = Image.new("RGB", (total, parts[0].height), "gray")
     left = 0
     for part in parts:
         row.paste(part, (left, 0))

@@ -42,8 +42,8 @@ def load_image(
     Args:
         source: path (str or Path), http(s) URL, encoded bytes, PIL image, or numpy array of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4) with dtype uint8, uint16, bool, or float in 0..1.
-        max_pixels: largest width x height; checked before anything is decoded, and again afterwards for ICO files, whose
-            true size is only known then. For files, Pillow has a limit of its own, 179 million.
+        max_pixels: largest width x height; checked before anything is decoded (and again afterwards, for only
+            then the true size of an ICO file is known). For files, Pillow has a limit of its own, 179 million.
         max_bytes: largest encoded size of a file, a download or bytes.
         timeout: seconds for a whole download, redirects included.
         background: colour put behind transparent pixels, as PIL names colours.
