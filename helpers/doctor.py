@@ -164,5 +164,5 @@ def _describe_choices(parameters: int, device, facts: list, problems: list) -> N
         ("dtype", f"{str(dtype.value).removeprefix('torch.')} ({dtype.reason})"),
         ("quantization", f"{quantization.value or 'none'} ({quantization.reason}), {size:.2f} GB of weights"),
         ("attention", f"{attention.value} ({attention.reason})"),
-        ("faster", faster if device.type == "cuda" else "nothing to add"),
+        ("faster", faster if device.type == "cuda" else "no setting to add"),
     ]

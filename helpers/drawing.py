@@ -16,6 +16,8 @@ def draw_text(text: str, size: tuple[int, int] = (600, 400), ink="black", paper=
     Raises:
         ValueError: no text, too much of it to stay readable, or other characters than these.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"The text to draw is {text!r}; pass a string.")
     text = "\n".join(line.strip() for line in text.expandtabs(4).strip().splitlines())
     if not text:
         raise ValueError("There are no words to draw; write some first.")

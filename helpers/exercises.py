@@ -39,7 +39,7 @@ def check_author_only(answer) -> None:
 
 def check_tall_picture(answer) -> None:
     """Tokens of a picture of three tiles above one another."""
-    hint = "count the tokens of tiles, of row ends and the one between; the view of the whole has them, too."
+    hint = "count the tokens of the tiles, their row ends and the one between; the small view has tokens and row ends, too."
     _verdict(answer == 289, "4 x 64 tokens, 24 + 8 row ends, one between the two views.", hint)
 
 
@@ -90,7 +90,7 @@ def check_misread(title, said) -> None:
 
 def check_pale(ink, said) -> None:
     """An ink in which the model no longer reads the title."""
-    hint = 'write my_ink as a text: the name of a colour, or as in "#e8dcc0".'
+    hint = 'write my_ink in quotes: the name of a colour, or numbers as in "#e8dcc0".'
     if not _text(ink):
         print("Not yet:", hint)
         return
@@ -119,7 +119,7 @@ def check_new_shape(answer) -> None:
 def check_two_tags(answer) -> None:
     """A prompt that shows the second of two passed pictures first."""
     right = "<|user|><|image_2|><|image_1|>Whatisdifferenceinthistwoimages?<|end|><|assistant|>"
-    hint = "a whole prompt, as above; the tags count the pictures you pass, and the one to be shown first stands first."
+    hint = "a whole prompt, as above; a tag's number picks one of the pictures you pass, and the tags' order is the order in which they are shown."
     _verdict("".join(_text(answer).split()) == right, "the tags pick, the order shows.", hint)
 
 
@@ -197,7 +197,7 @@ def check_error_rate(answer) -> None:
 
 def check_chance(answer) -> None:
     """Which differences are more than chance."""
-    hint = "add n * p * (1 - p) of both counts; the difference varies by the root of that. Is it over twice as large?"
+    hint = "add n * p * (1 - p) of both counts; the difference varies by the root of the sum. Is it over twice that?"
     _verdict(_pair(answer) == (True, False), "20 is 3.7 times what the difference varies by, 1 only 0.7 times.", hint)
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from .images import as_list, load_image
 from .machine import out_of_memory
@@ -126,7 +126,7 @@ def stream(
     max_new_tokens: int = 1000,
     temperature: float = 0.0,
     seed: int | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, Answer]:
     """Yield the answer in pieces of text as it is written; joined, they are the answer of `generate`.
 
     Takes and raises what `generate` does. It works in the calling thread, one token a step: Ctrl-C, leaving
@@ -137,7 +137,7 @@ def stream(
     whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
         raise ValueError(f"temperature is {temperature!r}; pass 0 for the likeliest answer, or a number such as 0.7.")
-    if seed is not None and (isinstance(seed, str) or int(seed) != seed):
+    if seed is not None and not (isinstance(seed, numbers.Real) and -(2**63) <= seed < 2**64 and seed == int(seed)):
         raise ValueError(f"seed is {seed!r}; pass a whole number, or None.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))
@@ -149,7 +149,7 @@ def whole_number(name: str, value) -> None:
         raise ValueError(f"{name} is {value!r}; pass a whole number, at least 1.")
 
 
-def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens") -> Iterator:
+def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens") -> Generator:
     """`steps`, but where these run out of memory, a RuntimeError says what to change."""
     try:
         return (yield from steps)

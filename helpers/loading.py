@@ -6,6 +6,7 @@ import json
 import numbers
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .checkpoints import (
     PARAMETERS,
@@ -25,6 +26,9 @@ from .machine import (
     out_of_memory,
 )
 
+if TYPE_CHECKING:  # for editors; at run time only what is needed is imported
+    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
+
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -39,20 +43,21 @@ def load_model_and_processor(
     num_crops: int | None = None,
     compile: bool = False,
     local_files_only: bool = False,
-):
+) -> "tuple[Phi3VForCausalLM, Phi3VProcessor]":
     """Return (model, processor), the model in eval mode on its device.
 
     Args:
         checkpoint: a folder or the name of a hub repository, such as `OFFICIAL`; by default the environment
             variable PHI3_VISION_CHECKPOINT, else the bundled `POCKET`.
-        revision: branch, tag or commit of the hub repository; by default `OFFICIAL_REVISION` for `OFFICIAL`, and
-            the newest commit for others.
+        revision: branch, tag or commit of the hub repository; by default the one this
+            version was written for (`helpers.checkpoints.OFFICIAL_REVISION`) of `OFFICIAL`, and the newest of others.
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
-        dtype: a torch.dtype or its name; by default what `choose_dtype` says.
-        attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what `choose_attention` says.
+        dtype: a torch.dtype or its name; by default what `helpers.machine.choose_dtype` says.
+        attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what
+            `helpers.machine.choose_attention` says.
         quantization: "int8" (on a CPU by `helpers.int8`, on CUDA by bitsandbytes), "int4" (bitsandbytes, CUDA only), a
-            transformers quantization config, or False for none; by default what `choose_quantization` says, or none if
-            a `dtype` is given.
+            transformers quantization config, or False for none; by default what
+            `helpers.machine.choose_quantization` says, or none if a `dtype` is given.
         num_crops: the most tiles a picture may use; fewer tiles cost fewer tokens and less memory.
         compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token and parts of what
             comes before it (`helpers.compiled`). Loading takes longer; answers come faster.
@@ -160,9 +165,10 @@ def _check_settings(device, attn_implementation, quantization, num_crops, compil
         raise ValueError(f'compile=True works with attn_implementation="sdpa" or "eager", not {attn_implementation!r}.')
     if isinstance(quantization, str) or quantization is True:
         _check_quantization(quantization, device)
-    is_available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type)
+    backend = torch.backends.mps if device.type == "mps" else getattr(torch, device.type, None)
+    is_available = getattr(backend, "is_available", lambda: False)  # "meta", for one, has none
     # With a driver that is too old, CUDA counts cards that it cannot use.
-    if is_available and not (is_available() and (device.index or 0) < torch.get_device_module(device).device_count()):
+    if not (is_available() and (device.index or 0) < torch.get_device_module(device).device_count()):
         raise ValueError(f"device is {device}, which PyTorch cannot use here; leave it out for the best one there is.")
 
 

@@ -33,6 +33,7 @@ def test_colours_size_and_spaces_around():
     ("text", "problem"),
     [
         (" \n ", "no words"),
+        (5, "pass a string"),
         ("word " * 40, "write less"),
         ("a\n" * 20, "fit"),
         ("Åse “x”", "not 'Å“”'"),

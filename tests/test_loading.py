@@ -50,6 +50,8 @@ def test_progress_bar_setting_is_restored(folder):
         ({"num_crops": "4"}, "num_crops is '4'"),
         ({"device": "gpu"}, "device is 'gpu'"),
         ({"device": 1.5}, "device is 1.5"),
+        ({"device": "meta"}, "device is meta, which"),
+        ({"device": "vulkan"}, "device is vulkan, which"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation is 'someone/kernel'"),
         ({"quantization": "int2"}, "quantization is 'int2'"),
         ({"quantization": True}, "quantization is True"),

@@ -82,3 +82,7 @@ def test_default_rope():
 def test_impossible_towers(sizes):
     with pytest.raises(ValueError, match="even number of patches"):
         Phi3VConfig(img_processor={"vision_config": sizes})
+
+
+def test_the_trained_scale_stays_where_the_limit_is_lowered():
+    assert AutoConfig.from_pretrained(CHECKPOINT, max_position_embeddings=4096).rope_parameters["factor"] == 32

@@ -376,3 +376,20 @@ def test_a_cache_that_must_be_rebuilt_needs_all_ids(model):
     step = {"position_ids": torch.arange(70)[None], "is_first_iteration": True}
     with pytest.raises(ValueError, match="takes all 70 input_ids, got 10"):
         model.prepare_inputs_for_generation(ids[:, 60:], **{CACHE: cache}, **step)
+
+
+@torch.no_grad()
+def test_a_picture_right_after_the_cache():
+    model = tiny_model(original_max_position_embeddings=512)
+    inputs = tiny_processor(1)("a b <|image_1|> c", noise_image(9, 9))
+    first = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[0])
+    cache = DynamicCache(config=model.config)
+    model(inputs["input_ids"][:, :first], **{CACHE: cache})
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 9999, "pad_token_id": 1000}
+    assert torch.equal(model.generate(**inputs, **settings, **{CACHE: cache}), model.generate(**inputs, **settings))
+
+
+def test_a_prompt_as_long_as_the_model_takes():
+    ids = torch.randint(3, 999, (1, 128))
+    model = tiny_model(max_position_embeddings=128)
+    assert model.generate(ids, max_new_tokens=1, eos_token_id=9999, pad_token_id=1000).shape == (1, 129)

@@ -179,3 +179,47 @@ def test_num_crops_for_one_call():
 def test_empty_picture():
     with pytest.raises(ValueError, match="5 x 0 pixels is empty"):
         Phi3VImageProcessor()(np.zeros((0, 5, 3), np.uint8))
+
+
+def pixels(image, **settings):
+    return Phi3VImageProcessor(image_size=28, **settings)(image)["pixel_values"]
+
+
+def test_pil_pictures_are_converted_and_no_more():
+    """The original neither turns them by EXIF nor puts anything behind transparent colours."""
+    image = noise_image(30, 20)
+    turned = image.copy()
+    turned.getexif()[0x0112] = 6
+    assert torch.equal(pixels(turned), pixels(image))
+    palette = image.convert("P")
+    expected = pixels(palette.convert("RGB"))
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    assert torch.equal(pixels(palette), expected)
+
+
+def test_mean_and_std_are_used():
+    image, mean, std = noise_image(30, 20), [0.1, 0.2, 0.3], [0.5, 0.25, 2.0]
+    plain = pixels(image, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    expected = (plain - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(pixels(image, image_mean=mean, image_std=std), expected)
+
+
+def test_settings_are_used():
+    processor = Phi3VImageProcessor(num_img_tokens=36)
+    assert processor.get_num_image_tokens(336, 336) == 2 * 36 + 1 + 2 * 6
+    assert processor(noise_image(9, 9), num_crops=np.int64(4))["pixel_values"].shape[1] == 5
+    assert {"pixel_values", "image_sizes"} <= set(processor.model_input_names)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_defaults_of_torch_change_nothing(device):
+    image, before = noise_image(30, 20), torch.get_default_dtype()
+    expected = pixels(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device(device):
+            found = pixels(image)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

@@ -19,10 +19,12 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     CLIPVisionModel,
+    DynamicCache,
     Phi3ForCausalLM,
 )
 
-from helpers.phi3_v import Phi3VForCausalLM, Phi3VModel
+from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VModel
+from helpers.phi3_v.modeling_phi3_v import CACHE
 
 PROMPT = "<|user|>\n<|image_1|>\nWhat is it?<|end|>\n<|assistant|>\n"
 
@@ -380,3 +382,49 @@ def test_sizes_that_are_no_whole_tiles(model):
 def test_a_head_can_be_the_embedding():
     model = tiny_model(tie_word_embeddings=True)
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+@torch.no_grad()
+def test_forward_goes_on_with_a_mask(model):
+    inputs = {**tiny_processor(1)(["<|image_1|> a b c d", "e f"], [[noise_image(9, 9)], []])}
+    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache(config=model.config)
+    whole = model(**inputs).logits
+    model(**inputs | {"input_ids": ids[:, :-3], "attention_mask": mask[:, :-3], CACHE: cache})
+    rest = model(ids[:, -3:], attention_mask=mask, **{CACHE: cache}).logits
+    torch.testing.assert_close(rest, whole[:, -3:], atol=1e-4, rtol=0)
+
+
+def test_the_loss_of_accumulated_batches(model):
+    """Trainer passes the number of labels of several batches, and then the loss is their sum over that."""
+    inputs = tiny_processor()("a b c d e f")
+    labels = inputs["input_ids"].clone()
+    mean = model(**inputs, labels=labels).loss
+    total = model(**inputs, labels=labels, num_items_in_batch=torch.tensor(10)).loss
+    torch.testing.assert_close(total * 10, mean * (labels.shape[1] - 1))
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions():
+    model = tiny_model(attn_implementation="eager")
+    outputs = model(**tiny_processor()("a b c"), output_hidden_states=True, output_attentions=True)
+    assert (len(outputs.hidden_states), len(outputs.attentions)) == (3, 2)
+    torch.testing.assert_close(model.lm_head(outputs.hidden_states[-1]), outputs.logits)
+
+
+@torch.no_grad()
+def test_none_and_too_few_pictures(model, inputs):
+    ids, pixels, sizes = torch.arange(3, 12)[None], inputs["pixel_values"], inputs["image_sizes"]
+    assert torch.equal(model(ids, pixel_values=pixels[:0], image_sizes=sizes[:0]).logits, model(ids).logits)
+    with pytest.raises(ValueError, match="do not match"):
+        model(ids[:, :1], pixel_values=pixels, image_sizes=sizes)
+    with pytest.raises(ValueError, match="do not fit"):
+        model.get_image_features(pixels, sizes * 0)
+
+
+def test_the_official_sizes():
+    """592 tensors, 4,146,621,440 weights; the last layer and norm of the tower do nothing and are not built."""
+    with torch.device("meta"):
+        state = Phi3VForCausalLM(Phi3VConfig()).state_dict()
+    layer = [value.numel() for name, value in state.items() if ".vision_model.encoder.layers.0." in name]
+    total = sum(value.numel() for value in state.values()) + sum(layer) + 2 * 1024
+    assert (len(state) + len(layer) + 2, total) == (592, 4_146_621_440)

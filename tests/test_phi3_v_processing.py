@@ -438,3 +438,15 @@ def test_stacked_pictures_are_a_list_of_them():
 def test_half_a_character():
     with pytest.raises(ValueError, match="half a character"):
         tiny_processor()("a\ud800b")
+
+
+def test_limits():
+    processor, image = tiny_processor(num_crops=1), noise_image(9, 9)
+    length = processor("<|image_1|> a", image)["input_ids"].shape[1]
+    assert processor("<|image_1|> a", image, truncation=True, max_length=length)["input_ids"].shape[1] == length
+    with pytest.raises(ValueError, match="to 16384"):
+        processor("<|image_1|> " + "a " * 16384, image, truncation=True)
+    with pytest.raises(ValueError, match="at least 1"):
+        processor("<|image_1|>", image, num_crops=0)
+    with pytest.raises(ValueError, match="0 image tags"):
+        processor("<|IMAGE_1|>", image)

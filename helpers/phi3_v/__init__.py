@@ -20,7 +20,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from .configuration_phi3_v import Phi3VConfig
 from .image_processing_phi3_v import Phi3VImageProcessor
 from .modeling_phi3_v import Phi3VForCausalLM, Phi3VModel
-from .processing_phi3_v import Phi3VProcessor
+from .processing_phi3_v import Phi3VProcessor, escape_control_tokens
 
 AutoConfig.register("phi3_v", Phi3VConfig, exist_ok=True)
 AutoImageProcessor.register(Phi3VConfig, image_processor_classes={"pil": Phi3VImageProcessor}, exist_ok=True)
@@ -35,4 +35,11 @@ AutoVideoProcessor.register(Phi3VConfig, Phi3VImageProcessor, exist_ok=True)
 # there is not the one that `import transformers` first gave.
 sys.modules["transformers"].AutoImageProcessor = AutoImageProcessor
 
-__all__ = ["Phi3VConfig", "Phi3VForCausalLM", "Phi3VImageProcessor", "Phi3VModel", "Phi3VProcessor"]
+__all__ = [
+    "Phi3VConfig",
+    "Phi3VForCausalLM",
+    "Phi3VImageProcessor",
+    "Phi3VModel",
+    "Phi3VProcessor",
+    "escape_control_tokens",
+]

@@ -67,6 +67,7 @@ class Phi3VConfig(Phi3Config):
         if rope.get("rope_type", rope.get("type")) in ("su", "longrope"):
             rope.pop("type", None)
             rope["rope_type"] = "longrope"
+            # The scale that was trained with stays where a caller lowers max_position_embeddings afterwards.
             rope.setdefault("factor", self.max_position_embeddings / self.original_max_position_embeddings)
         self.rope_parameters = rope
         return super().convert_rope_params_to_dict(**kwargs)

@@ -12,6 +12,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+#: For new tensors, whatever `torch.set_default_dtype` and `torch.set_default_device` say.
+CPU_FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
+
 
 class Phi3VImageProcessorKwargs(TypedDict, total=False):
     """All that may differ from call to call."""
@@ -99,8 +102,9 @@ class Phi3VImageProcessor(BaseImageProcessor):
         images = [*images] if isinstance(images, (list, tuple)) else [images]
         if not images:
             raise ValueError("The list of images is empty.")
-        pixel_values = torch.zeros(len(images), max(int(num_crops), 0) + 1, 3, self.image_size, self.image_size)
-        image_sizes = torch.tensor([self._cut(*pair, num_crops) for pair in zip(images, pixel_values)])
+        shape = len(images), max(int(num_crops), 0) + 1, 3, self.image_size, self.image_size
+        pixel_values = torch.zeros(shape, **CPU_FLOAT32)
+        image_sizes = torch.tensor([self._cut(*pair, num_crops) for pair in zip(images, pixel_values)], device="cpu")
         return BatchFeature({"pixel_values": pixel_values, "image_sizes": image_sizes}, return_tensors)
 
     def _to_rgb(self, image) -> Image.Image:
@@ -114,7 +118,9 @@ class Phi3VImageProcessor(BaseImageProcessor):
         if not isinstance(image, Image.Image):
             raise ValueError(
                 "An image must be a PIL image or a uint8 array (height, width) or (height, width, 1, 3 or 4), got "
-                f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}."
+                f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}. "
+                "Floats in 0..1 can go through `helpers.load_image`; of a tensor (3, height, width) pass "
+                "`.permute(1, 2, 0).numpy()`."
             )
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             raise ValueError(
@@ -137,7 +143,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         padded = Image.new("RGB", (w * size, h * size), "white")
         padded.paste(resized, ((padded.width - resized.width) // 2, (padded.height - resized.height) // 2))
 
-        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        mean, std = torch.tensor(self.image_mean, **CPU_FLOAT32), torch.tensor(self.image_std, **CPU_FLOAT32)
         # Channel by channel in memory, which halves the time of what follows.
         pixels = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous().float().div_(255)
         pixels.sub_(mean[:, None, None]).div_(std[:, None, None])

@@ -84,6 +84,9 @@ class Phi3VProcessor(ProcessorMixin):
 
         Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
 
+        In a process forked from one that has used it (a `Pool`, `num_proc`) call `torch.set_num_threads(1)` first, or
+        PyTorch waits forever; a DataLoader's workers do so by themselves.
+
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
         each once, in any order; for `<|image|>` in the text; where `truncation` would cut a prompt with
         pictures. Raises `TypeError` for a setting that is not one of these.
