@@ -39,7 +39,7 @@ def check_author_only(answer) -> None:
 
 def check_tall_picture(answer) -> None:
     """Tokens of a picture of three tiles above one another."""
-    hint = "count the tokens of the tiles, their row ends and the one between; the small view has tokens and row ends, too."
+    hint = "three tiles and the small view have tokens and row ends, and one more stands between."
     _verdict(answer == 289, "4 x 64 tokens, 24 + 8 row ends, one between the two views.", hint)
 
 
@@ -119,7 +119,7 @@ def check_new_shape(answer) -> None:
 def check_two_tags(answer) -> None:
     """A prompt that shows the second of two passed pictures first."""
     right = "<|user|><|image_2|><|image_1|>Whatisdifferenceinthistwoimages?<|end|><|assistant|>"
-    hint = "a whole prompt, as above; a tag's number picks one of the pictures you pass, and the tags' order is the order in which they are shown."
+    hint = "a whole prompt, as above; a tag's number picks a picture, and the tags' order is the order shown."
     _verdict("".join(_text(answer).split()) == right, "the tags pick, the order shows.", hint)
 
 
