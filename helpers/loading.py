@@ -49,8 +49,8 @@ def load_model_and_processor(
     Args:
         checkpoint: a folder or the name of a hub repository, such as `OFFICIAL`; by default the environment
             variable PHI3_VISION_CHECKPOINT, else the bundled `POCKET`.
-        revision: branch, tag or commit of the hub repository; by default the one this
-            version was written for (`helpers.checkpoints.OFFICIAL_REVISION`) of `OFFICIAL`, and the newest of others.
+        revision: branch, tag or commit of the hub repository; by default, for `OFFICIAL`, the one that this version was
+            written for (`helpers.checkpoints.OFFICIAL_REVISION`), and for others the newest.
         device: "cuda", "mps", "cpu" or a torch.device; by default the best one this machine has.
         dtype: a torch.dtype or its name; by default what `helpers.machine.choose_dtype` says.
         attn_implementation: "flash_attention_2", "sdpa" or "eager"; by default what

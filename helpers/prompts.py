@@ -22,7 +22,8 @@ def format_prompt(
     the place of a picture.
 
     Raises:
-        ValueError: an empty question, a `num_images` that is no whole number or below 0, or texts that are no strings.
+        ValueError: an empty question, a `num_images` that is not a whole number or below 0, or texts that are not
+            strings.
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty; pass the text to ask, such as 'What is shown here?'.")
@@ -32,7 +33,7 @@ def format_prompt(
         raise ValueError(f"system is {system!r}; pass a text, or None.")
     prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""
     pictures = "".join(f"<|image_{i}|>\n" for i in range(1, num_images + 1))
-    for turn in history or ():
+    for turn in () if history is None else history:
         if not isinstance(turn, (tuple, list)) or [isinstance(text, str) for text in turn] != [True, True]:
             raise ValueError(f"history holds {turn!r}; pass pairs of a question and its answer, both texts.")
         asked, answered = turn

@@ -8,7 +8,7 @@ from PIL import Image
 
 import helpers
 from helpers import show_images
-from helpers.display import MAX_HEIGHT, side_by_side
+from helpers.display import GAP, MAX_HEIGHT, side_by_side
 
 
 @pytest.fixture
@@ -97,3 +97,8 @@ def test_a_picture_that_is_too_thin_for_tiles(shown, tiny):
 def test_without_a_notebook_the_text_stands_in(capsys):
     show_images(noise(4, 4), "Noise")
     assert capsys.readouterr().out == "Noise\nNoise: 4 x 4 pixels, RGB\n"
+
+
+def test_white_pictures_stay_apart():
+    row = side_by_side([Image.new("RGB", (20, 10), "white")] * 2, 100)
+    assert row.getpixel((20 + GAP // 2, 5)) == (128, 128, 128)

@@ -287,6 +287,14 @@ def test_generation_stops(model, processor, stop):
     assert outputs.shape[1] == 6
 
 
+def test_each_sequence_keeps_its_pictures(model, processor):
+    """All of them in a row with several, which beams alone do not show."""
+    inputs = processor([LONG, SHORT], [images(0, 2), images(1)])
+    outputs = model.generate(**inputs, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=2)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], outputs[3])
+
+
 def test_streaming(model, processor, capsys):
     (new_ids,) = generate(
         model, processor(SHORT, images(0)), 5, streamer=TextStreamer(processor.tokenizer, skip_prompt=True)

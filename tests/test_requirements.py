@@ -13,7 +13,7 @@ from packaging.version import Version
 from helpers.doctor import TESTED_UP_TO
 
 ROOT = Path(__file__).resolve().parent.parent
-# Known holes below these: see the release notes of each.
+# Known vulnerabilities below these: see the release notes of each.
 FLOORS = {
     "transformers": "5.17",
     "torch": "2.11",

@@ -119,8 +119,8 @@ class Phi3VImageProcessor(BaseImageProcessor):
             raise ValueError(
                 "An image must be a PIL image or a uint8 array (height, width) or (height, width, 1, 3 or 4), got "
                 f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}. "
-                "Floats in 0..1 can go through `helpers.load_image`; of a tensor (3, height, width) pass "
-                "`.permute(1, 2, 0).numpy()`."
+                "Colours stand last: of a tensor (3, height, width) take `.permute(1, 2, 0).numpy()`. Floats in 0..1 "
+                "then go through `helpers.load_image`."
             )
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             raise ValueError(
