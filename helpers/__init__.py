@@ -4,7 +4,12 @@ Importing this package registers the `phi3_v` architecture with transformers' Au
 transformers code works on the checkpoint too, without remote code.
 """
 
+import os
 import sys
+
+# Threads that wait give their core away: otherwise two kernels on one machine, or a video call beside one, slow
+# each other down several times over. PyTorch reads this when it is first loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .checkpoints import OFFICIAL, POCKET, CheckpointError
 from .doctor import doctor

@@ -3,7 +3,11 @@ python -m helpers PICTURE... "QUESTION"     ask about one or more pictures
 """
 
 import argparse
+import os
+import signal
 import sys
+
+INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,10 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     *pictures, question = options.inputs
     if not pictures:
         parser.error('one argument is not enough; give PICTURE and "QUESTION"')
+    if os.path.isfile(question):
+        parser.error(f'the last argument, {question}, is a file; put "QUESTION" after the pictures')
     try:
         _answer(pictures, question, options)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the answer, as in `| head -3`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -53,9 +62,15 @@ def _answer(pictures: list[str], question: str, options: argparse.Namespace) -> 
         try:
             print(next(pieces), end="", flush=True)
         except StopIteration as end:
-            print(f"\n{end.value.cost()}")
+            print(flush=True)
+            print(end.value.cost(), file=sys.stderr)  # not a part of the answer that a pipe or a file takes
             return
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED and os.name == "posix":
+        # Only if the signal itself ends this program does a shell stop the loop that it runs in.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    sys.exit(code)

@@ -35,6 +35,8 @@ def generate_many(
     about equally likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
 
     Every picture is read once, and every tag looked at, before the first batch: a broken one costs no answers.
+    (To leave broken ones out, try `load_image` on each.) An interrupt loses all answers, so call it for parts of a long
+    list.
 
     Raises:
         ValueError: not as many prompts as images, tags that do not match the pictures, or a prompt that is too long.

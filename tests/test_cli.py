@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,19 +26,18 @@ def test_question_prints_the_answer_and_its_cost(golden_images, capfd):
     picture = golden_images / "square_224x224.png"
     assert main([str(picture), "What is this?", "--max-new-tokens", "8"]) == 0
     done = capfd.readouterr()
-    assert done.err == ""
     model, processor = helpers.load_model_and_processor()
     answer = helpers.generate(model, processor, "What is this?", picture, max_new_tokens=8)
-    text, cost = done.out.rstrip("\n").rsplit("\n", 1)
-    assert text == answer
-    assert cost.startswith("345 image + ")
+    assert done.out == f"{answer}\n"
+    assert done.err.startswith("345 image + ")
+    assert done.err.count("\n") == 1
 
 
 def test_several_pictures(golden_checkpoint, golden_images, capsys):
     picture = str(golden_images / "gray_320x240.png")
     options = ["--checkpoint", str(golden_checkpoint), "--max-new-tokens", "1"]
     assert main([picture, picture, "Compare", *options]) == 0
-    assert " image + " in capsys.readouterr().out
+    assert " image + " in capsys.readouterr().err
 
 
 def test_an_error_is_one_line_without_traceback():
@@ -51,6 +52,7 @@ def test_an_error_is_one_line_without_traceback():
     [
         (["only one"], 'give PICTURE and "QUESTION"'),
         (["a.png", "b", "--max-new-tokens", "many"], "invalid int value"),
+        (["a.png", __file__], "is a file; put"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, capsys):
@@ -80,3 +82,28 @@ def test_doctor_without_arguments(golden_checkpoint, capsys):
     assert capsys.readouterr().out.endswith("Ready.\n")
     assert main(["--checkpoint", "/no/such/folder"]) == 1
     assert "fix" in capsys.readouterr().out
+
+
+PICTURE = Path(__file__).resolve().parent.parent / "notebooks/images/price_table.png"
+TABLE = [sys.executable, "-m", "helpers", str(PICTURE), "Convert this table to Markdown."]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes as shells have them")
+def test_an_interrupt_stops_a_loop_of_the_shell_too():
+    with subprocess.Popen(TABLE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes as shells have them")
+def test_a_reader_that_has_enough():
+    with subprocess.Popen(TABLE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_threads_that_wait_give_their_core_away():
+    assert os.environ["OMP_WAIT_POLICY"]
