@@ -34,3 +34,10 @@ def test_the_tree_names_what_is_there():
     tree = README.split("## What is where")[1]
     for name in re.findall(r"^ *(\w+/)", tree.split("```")[1], re.M):
         assert (ROOT / name).is_dir() or (ROOT / "helpers" / name).is_dir(), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "notebooks/README.md"])
+def test_every_notebook_has_its_row(page):
+    rows = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert any(f"{path.name})" in row for row in rows), f"{page} has no row for {path.name}"

@@ -126,6 +126,7 @@ def test_what_is_tested_is_what_may_be_installed(project):
     newest = Version(TESTED_UP_TO["transformers"])
     assert f"{newest}.9" in transformers.specifier
     assert f"{newest.major}.{newest.minor + 1}" not in transformers.specifier
+    assert f"transformers {FLOORS['transformers']} to {newest}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_what_the_readme_says():

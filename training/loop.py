@@ -226,7 +226,12 @@ class Run:
             if self._memory.exists():
                 memory = torch.load(self._memory, map_location="cpu", weights_only=True)
                 for optimizer, saved in zip(optimizers, memory, strict=True):
-                    optimizer.load_state_dict(saved)
+                    try:
+                        optimizer.load_state_dict(saved)
+                    except ValueError as error:
+                        raise ValueError(
+                            f"{self.folder} was begun with other processes or sizes; use these, or another --out."
+                        ) from error
 
     @property
     def done(self) -> float:

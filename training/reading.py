@@ -123,11 +123,11 @@ def loss_and_accuracy(predicted, tiles, classes, boxes) -> tuple[torch.Tensor, f
     logits, places, colors, *again = predicted
     there = (classes != NONE) & (classes != IGNORED)
     weight = torch.where(classes == NONE, 0.3, 1.0) * (classes != IGNORED)
-    loss = 0.0
-    for guess in (logits, *again):
+    loss, guesses = 0.0, (logits, *again)
+    for guess in guesses:
         each = F.cross_entropy(guess.flatten(0, 2), classes.clamp(min=0).flatten(), reduction="none")
         loss = loss + (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
     wrong_places = F.smooth_l1_loss(places[there], boxes[there], reduction="sum") / (3 * there.sum()).clamp(min=1)
     loss = loss + 0.5 * wrong_places + F.smooth_l1_loss(colors, colors_of(tiles))
-    right = (guess[there].argmax(-1) == classes[there]).float()
+    right = (guesses[-1][there].argmax(-1) == classes[there]).float()
     return loss, right.mean().item() if len(right) else 0.0

@@ -10,7 +10,8 @@ spelled from its start ("▁t", "▁ti", "▁tit", ...), so that the inside of a
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-#: Words that become single tokens where they follow a space.
+#: Words that become single tokens where they follow a space. One more moves the ids of all that stands behind it, the
+#: control tokens among them, and weights trained before then do not fit any more.
 WORDS = (
     "The the title of book is and author are this What Who wrote called Help me get information "
     "Read from cover text in picture image say says it to Can you Please Give only does transcribe "

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 from helpers.checkpoints import READ, SUMS
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
@@ -177,21 +178,24 @@ class Drawing:
 def loss_and_measures(model, batch, device, reader: FeatureReader | None = None, looking: Looking | None = None):
     """Cross entropy of the answers' tokens, the losses of the lessons in reading and looking if there are any, and as
     measures the shares of `whole` answers right when shown what came before, of `read` parts of patches and of tokens
-    that `look` where they should."""
+    that `look` where they should.
+
+    `input_ids` and `labels` of a batch are int64 (rows, length). A token is said by the position before it, hence
+    `[:, 1:]` and `[:, :-1]`; logits are computed where there is something to learn: (answer tokens, vocabulary)."""
     batch = {name: part.to(device, non_blocking=True) for name, part in batch.items()}
     labels, looks = batch.pop("labels")[:, 1:], batch.pop("looks", ())
-    marks = [batch.pop(name) for name in ("classes", "boxes") if name in batch]
+    tile_lessons = [batch.pop(name) for name in ("classes", "boxes") if name in batch]
     with mixed_precision(device):
         hidden_states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden_states[labels != -100]).float()
-        predicted = reader(model.model.vision_embed_tokens.img_projection) if reader and marks else None
+        predicted = reader(model.model.vision_embed_tokens.img_projection) if reader and tile_lessons else None
         looked = looking.loss_and_accuracy(looks) if looking and len(looks) else None
     targets = labels[labels != -100]
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != -100] = logits.argmax(-1) == targets
     measures, read, look = {"whole": right.all(1).float().mean().item()}, torch.zeros(()), torch.zeros(())
     if predicted:
-        read, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *marks)
+        read, measures["read"] = reading.loss_and_accuracy(predicted, reader.tiles, *tile_lessons)
     if looked:
         look, measures["look"] = looked
     return F.cross_entropy(logits, targets), read, look, measures
@@ -241,9 +245,15 @@ def main():
     parser.add_argument("--out", default="runs/train", help="folder of the state and the log; resumed if there")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/checkpoint"), help="where the result goes")
     args = parser.parse_args()
+    if min(args.batch, args.times) < 1 or min(args.workers, args.first) < 0:
+        parser.error("--batch and --times must be at least 1, --workers and --first at least 0")
+    if args.start and not Path(args.start).is_dir():
+        parser.error(f"--from: there is no folder {args.start}")
 
     device = start()
     processor = build_processor()
+    if args.start and AutoTokenizer.from_pretrained(args.start).get_vocab() != processor.tokenizer.get_vocab():
+        parser.error(f"--from: {args.start} has other words than training/tokenizer.py; train from the beginning")
     model = Phi3VForCausalLM(build_config(processor)).to(device)
     model.set_attn_implementation(fastest_attention(device))
     if args.start:
@@ -268,7 +278,8 @@ def main():
     collate = partial(Collate, processor, args.read + args.look > 0, dtype)
     drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
     held_out = {}
-    for kind, num_crops in itertools.product(sorted(set(args.kinds)), sorted(set(args.num_crops))):
+    kinds = sorted(set(args.kinds)) if RANK == 0 else []  # only the first process reports
+    for kind, num_crops in itertools.product(kinds, sorted(set(args.num_crops))):
         name = kind if num_crops == recipe.NUM_CROPS else f"{kind}_{num_crops}"
         held_out[name] = collate([num_crops])([draw(kind, "heldout", i) for i in range(16)])
     drawn = stream_of_batches(drawing, collate(args.num_crops), args.batch, args.workers, run.seen // args.times)

@@ -1,6 +1,6 @@
 """Drawn pictures whose truth is known: one module a kind, each with `draw(rng, split) -> Sample`.
 
-Adding a kind of picture is adding one module here and one line to `KINDS`.
+CONTRIBUTING.md says how to add a kind.
 """
 
 import random
