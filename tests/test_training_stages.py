@@ -1,6 +1,7 @@
 """training/pretrain_vision.py and training/train.py: a few steps of both stages on the smallest amount of data."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,19 @@ def test_export_can_be_loaded_and_stage_1_fits_the_tower(tmp_path):
     loaded, _ = load_model_and_processor(tmp_path)
     assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), loaded.parameters()))
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["model_type"] == "phi3_v"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--from", "no/such/folder"], "there is no folder"),
+        (["--from", "tests/golden/checkpoint"], "has other words"),
+        (["--times", "0"], "must be at least 1"),
+    ],
+)
+def test_what_cannot_be_begun(monkeypatch, capsys, options, problem):
+    monkeypatch.chdir(Path(__file__).resolve().parent.parent)
+    monkeypatch.setattr("sys.argv", ["train", *options])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert problem in capsys.readouterr().err
