@@ -105,5 +105,20 @@ def test_a_reader_that_has_enough():
         assert process.stderr.read() == b""
 
 
-def test_threads_that_wait_give_their_core_away():
-    assert os.environ["OMP_WAIT_POLICY"]
+AS_TORCH_COMES = """
+import os, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Finder)
+import helpers
+"""
+
+
+@pytest.mark.parametrize(("before", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_give_their_core_away(before, policy):
+    """Set before PyTorch is loaded, or it has no effect; what the user has set stays."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | before
+    done = subprocess.run([sys.executable, "-c", AS_TORCH_COMES], capture_output=True, text=True, env=environment)
+    assert done.stdout.split()[0] == policy
