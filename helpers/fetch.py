@@ -66,8 +66,7 @@ class _Transfer:
 
     def run(self, url: str) -> None:
         try:
-            with self._session() as session:
-                self._download(session, url)
+            self._download(url)
         except FetchError as error:
             self.error = error
         except Exception as error:  # whatever it is, it must not be lost with this thread
@@ -130,13 +129,17 @@ class _Transfer:
             adapter.poolmanager.pool_classes_by_scheme = {scheme: guarded(pool)}
         return session
 
-    def _download(self, session, url: str) -> None:
+    def _download(self, url: str) -> None:
         for _ in range(MAX_REDIRECTS + 1):
             if urlsplit(url).scheme.lower() not in ("http", "https"):
                 raise FetchError(
                     "it redirects to something that is not an http(s) address; use the address of the picture itself"
                 )
-            with session.get(url, stream=True, allow_redirects=False, timeout=self.timeout) as response:
+            # One session an address: a connection kept from the redirect may be closed when it is used again.
+            with (
+                self._session() as session,
+                session.get(url, stream=True, allow_redirects=False, timeout=self.timeout) as response,
+            ):
                 target = session.get_redirect_target(response)
                 if target is None:
                     self._read(response)

@@ -91,7 +91,8 @@ def test_difficult_pictures(tmp_path, case):
     assert pictures.verdict(load_image, tmp_path / "picture", truth) in ("right", "right (ImageLoadError)")
 
 
-# Addresses: each fault is what the server sends; the last element says whether it then stays silent or drips.
+# Addresses: each fault is what the server sends; the last element says whether it then stays silent, drips, or
+# closes the connection only when it is used again.
 
 OK = b"HTTP/1.1 200 OK\r\n"
 FAULTS = {
@@ -125,7 +126,7 @@ FAULTS = {
         None,
     ),
     "half a gzip": (OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(range(256)))[:100], None),
-    "a redirect to itself": (b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n", None),
+    "a redirect to itself": (b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n", "used again"),
     "a redirect to a file": (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n", None),
     "a redirect to nowhere": (b"HTTP/1.1 302 Found\r\nLocation: http://\r\nContent-Length: 0\r\n\r\n", None),
     "a redirect to FTP": (b"HTTP/1.1 302 Found\r\nLocation: ftp://a/b.png\r\nContent-Length: 0\r\n\r\n", None),
@@ -165,6 +166,9 @@ def server():
                 number = again if path == "/again" else int(path.strip("/"))
                 data, then = list(FAULTS.values())[number]
                 connection.sendall(data)
+                if then == "used again":
+                    connection.recv(1)
+                    return
                 while then and not closing.wait(0.1):
                     if then == "drip":
                         connection.sendall(b"x")
@@ -187,7 +191,7 @@ def server():
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_servers(server, fault):
-    timeout = 0.5 if FAULTS[fault][1] else 10
+    timeout = 0.5 if FAULTS[fault][1] in ("silent", "drip") else 10
     address = f"http://127.0.0.1:{server[0]}/{list(FAULTS).index(fault)}"
     with pytest.raises(ImageLoadError, match=f"Cannot load picture.*{REASONS.get(fault, '')}") as caught:
         load_image(address, allow_private=True, max_bytes=100_000, timeout=timeout)
