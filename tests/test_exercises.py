@@ -97,6 +97,13 @@ def test_a_wrong_answer_of_any_type_gets_one_kind_line(name, answer, capsys):
     assert line.startswith("Not yet: ")
 
 
+@pytest.mark.parametrize("answer", ["3.11", (3, 11), [3.11], "3.11 GB"], ids=repr)
+def test_the_right_digits_that_are_no_number(answer, capsys):
+    """`3,11`, as many countries write it, is a pair."""
+    CHECKS["check_six_bits"](answer)
+    assert capsys.readouterr().out.startswith("Not yet: write one plain number")
+
+
 def test_a_title_that_pillow_cannot_draw_is_not_misread(capsys):
     CHECKS["check_misread"]("Müller", "nothing")
     assert capsys.readouterr().out.startswith("Not yet: use plain letters")
