@@ -26,7 +26,7 @@ def format_prompt(
             strings.
     """
     if not isinstance(question, str) or not question.strip():
-        raise ValueError("The question is empty; pass the text to ask, such as 'What is shown here?'.")
+        raise ValueError("The question is empty or not a string; pass the text to ask, such as 'What is shown here?'.")
     if not isinstance(num_images, numbers.Integral) or num_images < 0:
         raise ValueError(f"num_images is {num_images!r}; pass 0 for a question without pictures, or more.")
     if not isinstance(system, (str, type(None))):

@@ -42,9 +42,9 @@ def test_system_and_history():
     )
 
 
-@pytest.mark.parametrize("question", ["", " \n", None, 5])
+@pytest.mark.parametrize("question", ["", " \n", None, 5, [{"role": "user", "content": "What is this?"}]])
 def test_empty_question(question):
-    with pytest.raises(ValueError, match="question is empty"):
+    with pytest.raises(ValueError, match="question is empty or not a string"):
         format_prompt(question)
 
 
