@@ -56,11 +56,14 @@ def generate_many(
         )
     whole_number("batch_size", batch_size)
     whole_number("max_new_tokens", max_new_tokens)
-    rows = [as_list(row) for row in images]
-    texts = [whole_prompt(prompt, len(row)) for prompt, row in zip(prompts, rows)]
-    rows = [[_readable(image, processor) for image in row] for row in rows]
-    for text, row in zip(texts, rows):
-        processor.order_images(text, row)  # refuses tags that do not match
+    texts, rows = [], []
+    for i, (prompt, row) in enumerate(zip(prompts, map(as_list, images))):
+        try:
+            texts.append(whole_prompt(prompt, len(row)))
+            rows.append([_readable(image, processor) for image in row])
+            processor.order_images(texts[i], row)  # refuses tags that do not match
+        except ValueError as error:  # an empty cell or broken bytes among hundreds have no name of their own
+            raise type(error)(f"Question [{i}]: {error}") from error
     order = sorted(range(len(prompts)), key=lambda i: (len(rows[i]), len(prompts[i])))
     # The longest first: where memory is short, that shows before there are answers to lose.
     parts = [order[start : start + batch_size] for start in reversed(range(0, len(order), batch_size))]

@@ -65,11 +65,13 @@ def test_a_broken_picture_or_a_wrong_tag_costs_no_answers(tiny, images, picture,
     batches = []
     with tiny[0].register_forward_hook(lambda *args: batches.append(1)):
         for i in (0, 2):
-            with pytest.raises(error):
+            with pytest.raises(error, match=rf"^Question \[{i}\]: "):
                 generate_many(*tiny, PROMPTS[:3], images[:i] + [picture] + images[i + 1 : 3], batch_size=1)
         prompts = ["word " * 30, "<|user|>\n<|image_2|>\nHello<|end|>\n<|assistant|>\n"]
-        with pytest.raises(ValueError, match="image tags"):
+        with pytest.raises(ValueError, match=r"^Question \[1\]: .*image tags"):
             generate_many(*tiny, prompts, images[:2], batch_size=1)
+        with pytest.raises(ValueError, match=r"^Question \[1\]: The question is empty"):
+            generate_many(*tiny, ["Hello", float("nan")], images[:2])
     assert not batches
 
 
