@@ -29,7 +29,7 @@ def generate_many(
             has a picture, just None.
         batch_size: how many prompts are answered together; fewer take less memory.
         max_new_tokens: each answer is cut off after this many tokens.
-        progress: whether to show a bar, on standard output.
+        progress: whether to show a bar, on standard error (in a notebook on standard output).
 
     Prompts of similar length go together. Each answer is that of `generate`, apart from rounding: where two words are
     about equally likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
@@ -72,7 +72,9 @@ def generate_many(
     )
     batches = advised(model, batches, "a smaller batch_size, fewer pictures or a smaller max_new_tokens")
     answers = [Answer()] * len(prompts)
-    bar = tqdm(total=len(prompts), file=sys.stdout, leave=False, ncols=80, disable=not progress)
+    # A notebook would show standard error as a warning; a script's standard output is for its results.
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    bar = tqdm(total=len(prompts), file=file, leave=False, ncols=80, disable=not progress)
     with bar:
         for part, batch in zip(parts, batches):
             for i, answer in zip(part, batch):

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from phi3_v_data import noise_image
@@ -103,13 +105,17 @@ def test_out_of_memory_advises(tiny, images):
     assert lengths[0] > 600  # with two pictures
 
 
-def test_the_bar_is_no_warning(tiny, images, capfd):
+@pytest.mark.parametrize("notebook", [True, False])
+def test_the_bar_is_no_warning_and_no_result(tiny, images, capfd, monkeypatch, notebook):
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    if not notebook:
+        monkeypatch.delitem(sys.modules, "ipykernel")
     generate_many(*tiny, PROMPTS[:2], images[:2], max_new_tokens=2)
-    shown = capfd.readouterr()
-    assert "/2" in shown.out
-    assert shown.err == ""
+    out, err = capfd.readouterr()
+    assert "/2" in (out if notebook else err)
+    assert (err if notebook else out) == ""
     generate_many(*tiny, PROMPTS[:2], images[:2], max_new_tokens=2, progress=False)
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_to_do(tiny):
