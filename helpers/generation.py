@@ -105,7 +105,7 @@ def generate(
     Ctrl-C stops the answer at once and leaves the model ready for the next question.
 
     Raises:
-        ValueError: an empty question, tags that do not match the pictures, or an impossible setting.
+        ValueError: an empty question, tags that do not match the pictures, or an impossible setting or order.
         ImageLoadError: a picture that cannot be read.
         RuntimeError: out of memory, with what to change.
     """
@@ -134,6 +134,8 @@ def stream(
 
     If several streams run at once, only one of them uses the compiled step of `compile=True`.
     """
+    if not (hasattr(model, "generate") and hasattr(processor, "tokenizer")):  # forgotten, swapped, or still a pair
+        raise ValueError("Pass the model, the processor, the question and the pictures, in this order.")
     whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
         raise ValueError(f"temperature is {temperature!r}; pass 0 for the likeliest answer, or a number such as 0.7.")

@@ -193,6 +193,13 @@ def test_wrong_settings(tiny, picture, settings, message):
         generate(*tiny, **{"prompt": "x", "images": picture, "max_new_tokens": 2} | settings)
 
 
+def test_a_forgotten_processor(tiny, picture):
+    model, processor = tiny
+    for wrong in ((model, "x", picture), (processor, model, "x", picture), (tiny, processor, "x", picture)):
+        with pytest.raises(ValueError, match="Pass the model, the processor"):
+            generate(*wrong)
+
+
 def test_unreadable_picture(tiny):
     with pytest.raises(helpers.ImageLoadError):
         generate(*tiny, "x", "missing.png")
