@@ -58,23 +58,24 @@ class _Asker:
         self.stopping = threading.Event()
         wide = {"width": "100%", "max_width": "640px"}
 
-        def text(description, value, rows, disabled=True):
-            return ipywidgets.Textarea(value, description=description, rows=rows, disabled=disabled, layout=wide)
+        # None is disabled, not even those that only tell something: the Tab key and copying would pass them by.
+        def text(description, value, rows):
+            return ipywidgets.Textarea(value, description=description, rows=rows, layout=wide)
 
         self.upload = ipywidgets.FileUpload(
             accept=".png,.jpg,.jpeg,.webp", multiple=True, description="Upload pictures"
         )
         self.upload.layout.width, self.upload.layout.align_self = "auto", "flex-start"
-        self.words = text("Or write", "", 2, disabled=False)
+        self.words = text("Or write", "", 2)
         self.words.placeholder = "Open daily\n9 to 17"
         self.draw = ipywidgets.Button(description="Draw")
         self.preview = ipywidgets.HTML(description="Preview", layout={"display": "none"})  # an Image has no alt text
         self.facts = text("Pictures", "none yet", 1)
         self.examples = ipywidgets.Dropdown(options=EXAMPLES, description="Examples", layout=wide)
-        self.question = text("Question", QUESTION, 2, disabled=False)
+        self.question = text("Question", QUESTION, 2)
         self.ask = ipywidgets.Button(description="Ask", button_style="primary")
         self.stop = ipywidgets.Button(description="Stop", disabled=True)
-        self.text = text("Answer", "", 5, disabled=False)  # some browsers copy nothing out of a disabled one
+        self.text = text("Answer", "", 5)
         self.status = text("Status", "Upload pictures (at most 10 MB together) or draw one, then ask.", 2)
 
         self.upload.observe(self._take_uploads, "value")

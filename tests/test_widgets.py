@@ -173,6 +173,11 @@ def test_it_starts_empty_and_ready(tiny):
     assert box.asker.thread is None
 
 
+def test_every_text_can_be_reached_by_the_tab_key_and_copied(box):
+    asker = box.asker
+    assert not any(text.disabled for text in (asker.words, asker.facts, asker.question, asker.text, asker.status))
+
+
 def test_the_preview_and_its_facts(tiny, box):
     ((tag, attributes),) = tags(box.asker.preview.value)
     assert (tag, attributes["alt"]) == ("img", "red.png")
