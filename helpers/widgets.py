@@ -56,7 +56,7 @@ class _Asker:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.pictures, self.answer, self.thread = [], None, None
         self.stopping = threading.Event()
-        wide = {"width": "100%", "max_width": "640px"}
+        wide = {"width": "auto", "max_width": "640px"}  # "100%" would cut the right border off in a narrow window
 
         # None is disabled, not even those that only tell something: the Tab key and copying would pass them by.
         def text(description, value, rows):

@@ -41,6 +41,12 @@ WATCH = """element => {
         set(text) { window.seen.push(text); value.set.call(this, text); },
     });
 }"""
+#: Whether all parts of the box end left of its right edge, where they would be cut off.
+INSIDE = """() => {
+    const right = element => Math.round(element.getBoundingClientRect().right);
+    const parts = [...document.querySelectorAll(".widget-vbox :is(textarea, select)")];
+    return innerWidth == 640 && parts.every(one => right(one) <= right(one.closest(".widget-vbox")));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +232,7 @@ def test_your_own_picture(lab, open_notebook, page, shoot):
     playwright.expect(page.get_by_alt_text("Drawn", exact=True)).to_be_visible()
     assert problems(page) == []
     shoot("drawn")
+
+    page.set_viewport_size({"width": 640, "height": 1000})  # what 200 % zoom leaves of a small screen
+    page.wait_for_function(INSIDE)
+    shoot("narrow")
