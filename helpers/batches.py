@@ -63,7 +63,8 @@ def generate_many(
             rows.append([_readable(image, processor) for image in row])
             processor.order_images(texts[i], row)  # refuses tags that do not match
         except ValueError as error:  # an empty cell or broken bytes among hundreds have no name of their own
-            raise type(error)(f"Question [{i}]: {error}") from error
+            error.args = (f"Question [{i}]: {error}",)
+            raise
     order = sorted(range(len(prompts)), key=lambda i: (len(rows[i]), len(prompts[i])))
     # The longest first: where memory is short, that shows before there are answers to lose.
     parts = [order[start : start + batch_size] for start in reversed(range(0, len(order), batch_size))]
