@@ -49,6 +49,12 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+@pytest.fixture(scope="module")
+def workflow() -> dict:
+    """The jobs of the workflow that tests."""
+    return yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
+
+
 def test_the_lock_holds_the_same_versions_with_hashes(pins):
     entries = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     entries = [line for line in entries if line.strip() and not line.startswith("#")]
@@ -114,11 +120,15 @@ def test_every_import_of_the_helpers_is_declared(project):
                 assert name not in ("training", "benchmarks", "tests"), file
 
 
-def test_workflows_test_the_oldest_the_pinned_and_the_newest(pins):
-    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
-    pairs = [(row["transformers"], row["torch"]) for row in jobs["cpu"]["strategy"]["matrix"]["include"]]
+def test_workflows_test_the_oldest_the_pinned_and_the_newest(pins, workflow):
+    pairs = [(row["transformers"], row["torch"]) for row in workflow["cpu"]["strategy"]["matrix"]["include"]]
     newest = f"{TESTED_UP_TO['transformers']}.0"
     assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"]), (newest, "2.15.0")]
+
+
+def test_workflows_check_and_format_as_contributors_do(workflow):
+    commands = [step.get("run") for step in workflow["lint"]["steps"]]
+    assert {"ruff check .", "ruff format --check ."} <= set(commands)
 
 
 def test_what_is_tested_is_what_may_be_installed(project):
