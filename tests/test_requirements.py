@@ -126,6 +126,14 @@ def test_workflows_test_the_oldest_the_pinned_and_the_newest(pins, workflow):
     assert pairs == [("5.17.0", "2.11.0"), (pins["transformers"], pins["torch"]), (newest, "2.15.0")]
 
 
+def test_workflows_test_the_oldest_and_the_newest_python(workflow, project):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    oldest, newest = re.search(r"Python (3\.\d+) to (3\.\d+)", readme).groups()
+    pythons = [row["python"] for row in workflow["cpu"]["strategy"]["matrix"]["include"]]
+    assert (pythons[0], pythons[-1]) == (oldest, newest)
+    assert project["requires-python"] == f">={oldest}"
+
+
 def test_workflows_check_and_format_as_contributors_do(workflow):
     commands = [step.get("run") for step in workflow["lint"]["steps"]]
     assert {"ruff check .", "ruff format --check ."} <= set(commands)
