@@ -32,7 +32,7 @@ def test_snippets(number, capsys):
 
 def test_the_tree_names_what_is_there():
     tree = README.split("## What is where")[1]
-    for name in re.findall(r"^ *(\w+/)", tree.split("```")[1], re.M):
+    for name in re.findall(r"^ *([.\w]+/)", tree.split("```")[1], re.M):
         assert (ROOT / name).is_dir() or (ROOT / "helpers" / name).is_dir(), name
 
 
