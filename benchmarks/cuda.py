@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from helpers.compiled import CompiledDecoding, compile_prompts
 from helpers.generation import ONE_BY_ONE, token_by_token
-from helpers.loading import plan_no_attention
+from helpers.machine import disable_cudnn_attention
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 
 from .compare import speeds
@@ -179,7 +179,7 @@ def main():
     if not torch.cuda.is_available():
         parser.error("this machine has no CUDA GPU that PyTorch can use")
     torch.manual_seed(0)
-    plan_no_attention()
+    disable_cudnn_attention()
     ceiling, model, preprocess = ceilings(), build_model(args.layers), Phi3VImageProcessor(NUM_CROPS)
     questions = {ratio: question(model, preprocess, size) for ratio, size in SIZES.items()}
     floor = {

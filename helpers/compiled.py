@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from transformers import StaticCache
 
+from .machine import cudnn_attention
 from .phi3_v.modeling_phi3_v import CACHE
 
 
@@ -87,7 +88,7 @@ class Recorded:
         device = cache.layers[0].device
         self._input_ids, self._position_ids = torch.zeros(2, 1, 1, dtype=torch.long, device=device)
         self._graph, inputs = torch.cuda.CUDAGraph(), (self._input_ids, self._position_ids, cache)
-        with torch.no_grad(), torch.cuda.device(device), planned_attention():
+        with torch.no_grad(), torch.cuda.device(device), cudnn_attention():
             for _ in range(2):  # compiles, and plans what is planned at the first call
                 step(*inputs)
             # Other threads may go on using the GPU.
@@ -106,14 +107,3 @@ def compile_prompts(model, backend="inductor"):
     (Their norms, so small, wait longer for the checks before compiled code than they gain by it.)"""
     for part in (*model.vision_tower.encoder.layers, *(layer.mlp for layer in model.model.layers)):
         part.compile(dynamic=True, backend=backend)
-
-
-@contextlib.contextmanager
-def planned_attention():
-    """Lets cuDNN's attention be used, which the loader turns off: here it is planned once, for the cache's one size."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)

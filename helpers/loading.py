@@ -22,6 +22,7 @@ from .machine import (
     choose_device,
     choose_dtype,
     choose_quantization,
+    disable_cudnn_attention,
     lack_of_memory,
     out_of_memory,
 )
@@ -123,7 +124,7 @@ def load_model_and_processor(
         processor.image_processor.num_crops = int(num_crops)
     model.eval()
     if device.type == "cuda":
-        plan_no_attention()
+        disable_cudnn_attention()
     if compile:
         _compile(model, processor)
     return model, processor
@@ -208,14 +209,6 @@ def _quantization_config(quantization, device, dtype):
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def plan_no_attention() -> None:
-    """Leaves cuDNN's attention out, in this process: on GPUs where PyTorch prefers it (an H100), it is planned anew for
-    each length of a prompt, which takes longer than what it saves."""
-    import torch
-
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _compile(model, processor) -> None:

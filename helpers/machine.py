@@ -1,5 +1,7 @@
 """What suits this machine: the device, dtype and attention to use, and whether a model fits in its memory."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 SMALL = 100_000_000  # parameters; below, float32 costs next to nothing and keeps stored answers stable
@@ -71,6 +73,27 @@ def choose_attention(device, dtype) -> Choice:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return Choice("sdpa", "flash-attn needs an Ampere GPU or newer")
     return Choice("flash_attention_2", "flash-attn is installed and the GPU supports it")
+
+
+def disable_cudnn_attention() -> None:
+    """Turn cuDNN's attention off in this process. Where PyTorch prefers it (on an H100) it is planned anew for each
+    length of a prompt, which takes longer than it saves."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@contextlib.contextmanager
+def cudnn_attention() -> Iterator[None]:
+    """Allow cuDNN's attention inside: it pays where the length stays the same, as in the step of `helpers.compiled`."""
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def available_memory(device) -> int:

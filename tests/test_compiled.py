@@ -8,9 +8,10 @@ import torch
 from phi3_v_data import noise_image
 from torch._dynamo.testing import CompileCounter
 
-from helpers import generate, generate_many, load_model_and_processor, loading, stream
-from helpers.compiled import CompiledDecoding, Recorded, compile_prompts, planned_attention
+from helpers import generate, generate_many, load_model_and_processor, stream
+from helpers.compiled import CompiledDecoding, Recorded, compile_prompts
 from helpers.generation import ONE_BY_ONE, token_by_token
+from helpers.machine import cudnn_attention, disable_cudnn_attention
 from helpers.phi3_v.modeling_phi3_v import CACHE
 
 SHORT_CONTEXT = 512  # of the golden checkpoint
@@ -158,9 +159,9 @@ def test_only_the_compiled_step_plans_its_attention(monkeypatch):
     flags = [True]
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: flags[-1])
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", flags.append)
-    loading.plan_no_attention()
+    disable_cudnn_attention()
     assert flags == [True, False]
-    with planned_attention():
+    with cudnn_attention():
         assert flags == [True, False, True]
     assert flags == [True, False, True, False]
 

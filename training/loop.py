@@ -18,8 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from helpers.loading import plan_no_attention
-from helpers.machine import SMALL, choose_dtype
+from helpers.machine import SMALL, choose_dtype, disable_cudnn_attention
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -27,7 +26,7 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def start() -> torch.device:
     """Fixes the seed, joins the other processes if `torchrun` started several, and returns the device."""
     torch.manual_seed(0)
-    plan_no_attention()
+    disable_cudnn_attention()
     if WORLD > 1:
         if torch.cuda.is_available():
             raise RuntimeError("One process trains on a GPU: leave `torchrun` out.")
