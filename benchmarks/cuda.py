@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from helpers.compiled import CompiledDecoding, compile_prompts
-from helpers.generation import ONE_BY_ONE, token_by_token
+from helpers.generation import FIXED_SETTINGS, token_by_token
 from helpers.machine import disable_cudnn_attention
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 
@@ -113,7 +113,7 @@ def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tup
         steps = model.generate(
             **inputs,
             **lent,
-            **ONE_BY_ONE,
+            **FIXED_SETTINGS,
             do_sample=False,
             max_new_tokens=tokens,
             pad_token_id=0,

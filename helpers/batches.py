@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from .generation import ONE_BY_ONE, Answer, advised, decode, whole_number, whole_prompt
+from .generation import FIXED_SETTINGS, Answer, advised, check_whole_number, decode, whole_prompt
 from .images import as_list, load_image
 
 
@@ -54,8 +54,8 @@ def generate_many(
             f"There are {len(prompts)} prompts but {len(images)} pictures or lists of pictures; pass one for each "
             "prompt (None where there is no picture)."
         )
-    whole_number("batch_size", batch_size)
-    whole_number("max_new_tokens", max_new_tokens)
+    check_whole_number("batch_size", batch_size)
+    check_whole_number("max_new_tokens", max_new_tokens)
     texts, rows = [], []
     for i, (prompt, row) in enumerate(zip(prompts, map(as_list, images))):
         try:
@@ -107,7 +107,7 @@ def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens
         max_new_tokens=max_new_tokens,
         do_sample=False,
         **best_cache(model),
-        **ONE_BY_ONE,
+        **FIXED_SETTINGS,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )[:, inputs["input_ids"].shape[1] :]

@@ -25,8 +25,10 @@ class GrowingLayer(DynamicLayer):
 
 
 def appended(whole: torch.Tensor, past: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tensor that begins with `past` and `new`, along the positions, and that part of it: `whole`, if it begins with
-    `past`, has room, and may be written to."""
+    """Append `new` to `past` along the positions. Returns the buffer that holds both, and its filled part.
+
+    The buffer is `whole` if `past` is its beginning, there is room, and it may be written to; else it is a new one.
+    """
     length = past.shape[-2] if past.numel() else 0
     total = length + new.shape[-2]
     is_its_beginning = length and past.data_ptr() == whole.data_ptr() and past.stride() == whole.stride()

@@ -13,8 +13,8 @@ from .images import as_list, load_image
 from .machine import out_of_memory
 from .prompts import format_prompt
 
-#: What every answer needs, whatever a checkpoint's own settings say.
-ONE_BY_ONE = {
+#: Settings of `generate` that every answer here relies on, whatever a checkpoint's own say.
+FIXED_SETTINGS = {
     "use_cache": True,
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -136,7 +136,7 @@ def stream(
     """
     if not (hasattr(model, "generate") and hasattr(processor, "tokenizer")):  # forgotten, swapped, or still a pair
         raise ValueError("Pass the model, the processor, the question and the pictures, in this order.")
-    whole_number("max_new_tokens", max_new_tokens)
+    check_whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
         raise ValueError(f"temperature is {temperature!r}; pass 0 for the likeliest answer, or a number such as 0.7.")
     if seed is not None and not (isinstance(seed, numbers.Real) and -(2**63) <= seed < 2**64 and seed == int(seed)):
@@ -145,14 +145,14 @@ def stream(
     return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))
 
 
-def whole_number(name: str, value) -> None:
-    """Refuses a setting that is not a whole number of at least 1."""
+def check_whole_number(name: str, value) -> None:
+    """Refuse a setting that is not a whole number of at least 1."""
     if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; pass a whole number, at least 1.")
 
 
 def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens") -> Generator:
-    """`steps`, but where these run out of memory, a RuntimeError says what to change."""
+    """Yield from `steps`; if these run out of memory, raise a RuntimeError that says what to change."""
     try:
         return (yield from steps)
     except (RuntimeError, MemoryError) as error:
@@ -203,7 +203,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
             **inputs,
             **sampling,
             **lent,
-            **ONE_BY_ONE,
+            **FIXED_SETTINGS,
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
@@ -261,7 +261,7 @@ def token_by_token(
             else:
                 token = scores.argmax(-1, keepdim=True)
             input_ids = torch.cat([input_ids, token], dim=-1)
-            unread.append(_on_its_way(torch.cat([token[0], stopping_criteria(input_ids, None).long()])))
+            unread.append(_start_copy(torch.cat([token[0], stopping_criteria(input_ids, None).long()])))
         if first or len(unread) > ahead:
             token, stopped = unread.popleft()()
             yield token
@@ -270,8 +270,9 @@ def token_by_token(
         first = False
 
 
-def _on_its_way(numbers) -> Callable[[], list[int]]:
-    """Begins to bring a tensor of few numbers here; what it returns waits for that one, not for what is begun later."""
+def _start_copy(numbers) -> Callable[[], list[int]]:
+    """Start to copy a small tensor from the GPU. The function returned waits for that copy alone, not for work that is
+    started later, and returns the numbers."""
     import torch
 
     if numbers.device.type != "cuda":

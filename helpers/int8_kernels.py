@@ -60,8 +60,8 @@ def by_float(weight: torch.Tensor) -> Callable:
 
 
 def few_by_bfloat16(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """A product of any few rows (n, in), rounded to bfloat16: what other CPUs than those of `by_fbgemm` and `by_vnni`
-    are fast at."""
+    """The product for a few rows (n, in) of any numbers, rounded to bfloat16. The fastest way for so few on CPUs that
+    take neither `by_fbgemm` nor `by_vnni`."""
     ones = torch.ones(len(weight), dtype=torch.bfloat16)
     return torch._weight_int8pack_mm(rows.bfloat16(), weight, ones).float()
 

@@ -115,7 +115,7 @@ def size_of_weights(parameters: int, dtype, quantization=None) -> float:
 
 
 def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:
-    """What is wrong and what mends it, where so many weights cannot fit."""
+    """(what is wrong, what to do about it) if so many weights do not fit into the free memory, else None."""
     if quantization and device.type != "cpu":
         return None  # how much is left of the weights depends on the method
     needed, free = size_of_weights(parameters, dtype, quantization), available_memory(device)

@@ -6,7 +6,7 @@ import threading
 
 from .display import encode, facts_of, side_by_side
 from .drawing import draw_text
-from .generation import stream, whole_number
+from .generation import check_whole_number, stream
 from .images import load_image
 from .prompts import format_prompt
 
@@ -39,7 +39,7 @@ def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 500):
     Raises:
         ValueError: max_new_tokens is not a whole number of at least 1. What goes wrong later is told in the box.
     """
-    whole_number("max_new_tokens", max_new_tokens)
+    check_whole_number("max_new_tokens", max_new_tokens)
     return _Asker(model, processor, max_new_tokens).box
 
 

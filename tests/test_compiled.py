@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 from helpers import generate, generate_many, load_model_and_processor, stream
 from helpers.compiled import CompiledDecoding, Recorded, compile_prompts
-from helpers.generation import ONE_BY_ONE, token_by_token
+from helpers.generation import FIXED_SETTINGS, token_by_token
 from helpers.machine import cudnn_attention, disable_cudnn_attention
 from helpers.phi3_v.modeling_phi3_v import CACHE
 
@@ -175,7 +175,7 @@ def test_a_step_is_begun_before_the_last_ones_token_is_read(tiny, graphs):
         lent["one_step"] = lambda **inputs: (begun.append(inputs), step(**inputs))[1]
         inputs = processor("<|user|>\nWhat is this?<|end|>\n<|assistant|>\n")
         settings = {"do_sample": False, "max_new_tokens": 5, "custom_generate": token_by_token}
-        tokens = model.generate(**inputs, **lent, **ONE_BY_ONE, **settings)
+        tokens = model.generate(**inputs, **lent, **FIXED_SETTINGS, **settings)
         assert [len(begun) for _ in tokens] == [0, 2, 3, 4, 5]
 
 

@@ -116,8 +116,8 @@ def inner_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted(inner, key=lambda pair: -pair[1].numel()))
 
 
-def tell_each_other(matrices: list[nn.Parameter]):
-    """Every process gets what each of the others has made of its share of the matrices."""
+def broadcast_matrices(matrices: list[nn.Parameter]):
+    """Each process sends its share of the matrices, which it alone has updated, to all the others."""
     for owner in range(WORLD):
         share = matrices[owner::WORLD]
         flat = torch.cat([p.detach().flatten() for p in share])
@@ -281,7 +281,7 @@ class Run:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)  # also what other processes have in their optimisers
         if WORLD > 1:
-            tell_each_other(list(inner_matrices(self.model).values()))
+            broadcast_matrices(list(inner_matrices(self.model).values()))
         for name, value in {"loss": loss.item(), **measures}.items():
             self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
 
