@@ -337,8 +337,8 @@ def test_a_pipeline_answers_several_prompts_as_each_alone():
     assert all(texts[0])
 
 
-def test_the_seed_snippet():
-    """The seed page's own code, but for the address of the model, the picture and the device."""
+def test_the_snippet_of_the_original_page():
+    """Its own code, but for the address of the model, the picture and the device."""
     model_id = CHECKPOINT
 
     processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
