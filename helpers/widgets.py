@@ -23,7 +23,7 @@ EXAMPLES = (
 )
 
 
-def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 500):
+def ask_about_your_pictures(model, processor, *, max_new_tokens: int = 1000):
     """Return an ipywidgets box that asks the model about pictures from the reader's disk, or about words it draws.
 
     The pictures go to the kernel and no further. The answer comes in pieces, then a line says what it cost.

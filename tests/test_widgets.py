@@ -1,5 +1,6 @@
 import ast
 import base64
+import inspect
 import io
 import threading
 from datetime import UTC, datetime
@@ -367,3 +368,8 @@ def test_a_stored_notebook_has_words_in_its_place(box):
 def test_an_impossible_setting(tiny):
     with pytest.raises(ValueError, match="at least 1"):
         ask_about_your_pictures(*tiny, max_new_tokens=0)
+
+
+def test_an_answer_may_be_as_long_as_everywhere_else():
+    functions = (ask_about_your_pictures, helpers.generate, helpers.stream, helpers.generate_many)
+    assert {inspect.signature(function).parameters["max_new_tokens"].default for function in functions} == {1000}
