@@ -15,7 +15,7 @@ def generate_many(
     model,
     processor,
     prompts: Sequence[str],
-    images: Sequence,
+    images: Sequence | None = None,
     *,
     batch_size: int = 8,
     max_new_tokens: int = 1000,
@@ -25,8 +25,8 @@ def generate_many(
 
     Args:
         prompts: questions or whole prompts, as `generate` takes them.
-        images: for each prompt one picture (anything `load_image` takes), a list of them, or None; or, if no prompt
-            has a picture, just None.
+        images: for each prompt one picture (anything `load_image` takes), a list of them, or None. Leave it out if no
+            prompt has a picture.
         batch_size: how many prompts are answered together; fewer take less memory.
         max_new_tokens: each answer is cut off after this many tokens.
         progress: whether to show a bar, on standard error (in a notebook on standard output).

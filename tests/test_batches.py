@@ -153,9 +153,9 @@ def test_a_column_of_a_table(tiny, images):
     )
 
 
-@pytest.mark.parametrize("nothing", [None, [None, None], [float("nan"), []]], ids=repr)
+@pytest.mark.parametrize("nothing", [(), (None,), ([None, None],), ([float("nan"), []],)], ids=repr)
 def test_questions_without_pictures(tiny, nothing):
-    """None for all, or an empty cell of a table, as pandas reads it, for one."""
+    """No pictures at all, None for all, or an empty cell of a table, as pandas reads it, for one."""
     asked, settings = ["What?", "Who is it?"], {"max_new_tokens": 4}
     expected = [generate(*tiny, question, **settings) for question in asked]
-    assert generate_many(*tiny, asked, nothing, progress=False, **settings) == expected
+    assert generate_many(*tiny, asked, *nothing, progress=False, **settings) == expected
