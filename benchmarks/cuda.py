@@ -2,9 +2,9 @@
 
     python -m benchmarks.cuda
 
-Times are the card's own: the table names it. `seed` is the original code's way without flash-attn: eager attention,
-and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is measured
-beside it, for an estimated lower bound: a token reads every weight of the decoder once, a prompt multiplies
+Times are the card's own: the table names it. `original` is the original code's way without flash-attn: eager
+attention, and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is
+measured beside it, for an estimated lower bound: a token reads every weight of the decoder once, a prompt multiplies
 with each of them. Needs 16 GB of GPU memory and, for `compiled`, a C compiler.
 """
 
@@ -29,8 +29,8 @@ from .compare import speeds
 
 #: Attention of each form, and whether it is compiled, which nothing undoes: the last one.
 FORMS = {
-    "seed": ("eager", False),
-    "ours": ("sdpa", False),
+    "original": ("eager", False),
+    "sdpa": ("sdpa", False),
     "compiled": ("sdpa", True),
 }
 #: Pictures of 4:3 and 16:9, width and height.
@@ -153,7 +153,7 @@ def rounds_of(form: str, model, questions: dict, args, bar: tqdm):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     rows, ids, begin = [], {}, time.perf_counter()
-    with all_tiles(model, NUM_CROPS) if form == "seed" else contextlib.nullcontext():
+    with all_tiles(model, NUM_CROPS) if form == "original" else contextlib.nullcontext():
         for i in range(args.rounds + 1):
             row = {}
             for ratio, inputs in questions.items():
@@ -196,8 +196,8 @@ def main():
     with tqdm(total=(args.rounds + 1) * len(FORMS) * len(SIZES)) as bar:
         for form in FORMS:
             times[form], ids[form], more[form] = rounds_of(form, model, questions, args, bar)
-            same = (a == b for ratio in SIZES for a, b in zip(ids[form][ratio], ids["seed"][ratio]))
-            more[form]["same ids as seed"] = sum(same)
+            same = (a == b for ratio in SIZES for a, b in zip(ids[form][ratio], ids["original"][ratio]))
+            more[form]["same ids as original"] = sum(same)
             medians[form] = {name: statistics.median(row[name] for row in times[form]) for name in floor}
             tqdm.write(line(form, medians[form], more[form]))
     print(line("floor", floor))
@@ -209,7 +209,7 @@ def main():
         **{name: float(f"{value:.3g}") for name, value in ceiling.items()},
     }
     rounded = {form: {name: round(value, 5) for name, value in row.items()} for form, row in medians.items()}
-    print(json.dumps({"seconds": rounded, "speed": speeds(times, "seed"), "more": more, **facts, **vars(args)}))
+    print(json.dumps({"seconds": rounded, "speed": speeds(times, "original"), "more": more, **facts, **vars(args)}))
 
 
 if __name__ == "__main__":

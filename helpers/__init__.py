@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 import_error = None
 
 try:
-    from . import exercises, phi3_v  # noqa: F401  (phi3_v registers the architecture)
+    from . import exercises, phi3_v  # phi3_v registers the architecture
     from .batches import generate_many
     from .display import show_images
     from .drawing import draw_text
@@ -41,11 +41,13 @@ __all__ = [
     "ask_about_your_pictures",
     "doctor",
     "draw_text",
+    "exercises",
     "format_prompt",
     "generate",
     "generate_many",
     "load_image",
     "load_model_and_processor",
+    "phi3_v",
     "show_images",
     "stream",
 ]

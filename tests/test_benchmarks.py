@@ -38,8 +38,6 @@ def test_the_tables_of_the_cpu_say_what_was_measured():
     for name, line in zip(("with AVX512_BF16", "AVX512 with VNNI", "AVX2"), measured("cpu"), strict=True):
         assert line["capability"] == name.removeprefix("with ")[: len(line["capability"])]
         int8, float32 = line["speed"]["int8"], line["speed"]["float32"]
-        row = [f"{int8[part] / float32[part]:.1f} · {int8[part]:.1f}" for part in ("first token", "token")]
-        assert f"| {name} | {' | '.join(row)} |" in README
         row = [f"{int8[part]:.1f} ({float32[part]:.1f})" for part in ("tower", "prefill", "first token", "token")]
         assert f"| {name} | {' | '.join(row)} |" in DETAILS
 
@@ -47,8 +45,8 @@ def test_the_tables_of_the_cpu_say_what_was_measured():
 @pytest.mark.parametrize(
     ("form", "row"),
     [
-        ("seed", "the original code's way"),
-        ("ours", "the loader's"),
+        ("original", "the original code's way"),
+        ("sdpa", "the loader's"),
         ("compiled", "with `compile"),
         ("floor", "an estimate"),
     ],
@@ -56,12 +54,28 @@ def test_the_tables_of_the_cpu_say_what_was_measured():
 def test_the_table_of_the_gpu_says_what_was_measured(form, row):
     *_, line = measured("cuda")
     first = " · ".join(f"{1000 * line['seconds'][form][f'first token {ratio}']:.0f}" for ratio in ("4:3", "16:9"))
-    (found,) = (text for text in README.splitlines() if text.startswith(f"| {row}"))
+    (found,) = (text for text in DETAILS.splitlines() if text.startswith(f"| {row}"))
     times = sorted(1000 * line["seconds"][form][f"token {ratio}"] for ratio in ("4:3", "16:9"))
     token = " to ".join(dict.fromkeys(f"{time:.0f}" if time > 10 else f"{time:.1f}" for time in times))
     assert f"| {first} | {token} |" in found
     if form in line["more"]:
         assert f"{line['more'][form]['peak GB']:.1f} GB" in DETAILS
+
+
+def test_the_readme_says_what_was_measured():
+    speed = [line["speed"] for line in measured("cpu")]
+    low_high = {
+        part: " to ".join(
+            f"{end([row['int8'][part] / row['float32'][part] for row in speed]):.1f}" for end in (min, max)
+        )
+        for part in ("first token", "token")
+    }
+    *_, line = measured("cuda")
+    sdpa, compiled = (1000 * line["seconds"][form]["token 16:9"] for form in ("sdpa", "compiled"))
+    text = " ".join(README.split())
+    assert f"first token {low_high['first token']} times as fast" in text
+    assert f"each further one {low_high['token']} times" in text
+    assert f"a further token takes {compiled:.1f} ms instead of {sdpa:.0f}" in text
 
 
 def test_a_longer_question_shows_the_same_picture():
@@ -106,11 +120,11 @@ def test_the_page_encodes_tiles_that_are_not_there():
     model.vision_tower.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     picture = {name: value for name, value in a_picture(model).items() if name != "input_ids"}
     with torch.no_grad():
-        (ours,) = model.get_image_features(**picture)
+        (features,) = model.get_image_features(**picture)
         with all_tiles(model, most_tiles=4):
-            (seed,) = model.get_image_features(**picture)
+            (padded,) = model.get_image_features(**picture)
         model.get_image_features(**picture)
-    torch.testing.assert_close(seed, ours, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(padded, features, rtol=1e-4, atol=1e-5)
     assert seen == [3, 5, 3]
 
 
