@@ -24,8 +24,9 @@ def fetch(url: str, *, max_bytes: int, timeout: float, allow_private: bool = Fal
 
     Raises FetchError.
     """
-    transfer = _Transfer(max_bytes, timeout, allow_private)
-    # A timeout of requests is per read, and a name look-up has none, so the deadline is kept from outside.
+    # A timeout of requests is per read, and a name look-up has none, so the deadline is kept from outside; a read's
+    # own comes later, or now the one and now the other would be told.
+    transfer = _Transfer(max_bytes, timeout + 1, allow_private)
     worker = threading.Thread(target=transfer.run, args=(url,), daemon=True)
     worker.start()
     try:

@@ -198,6 +198,14 @@ def test_faulty_servers(server, fault):
     assert address in str(caught.value)
 
 
+def test_a_busy_machine_that_comes_late_to_the_deadline(server, monkeypatch):
+    """The deadline is told, not the timeout of the read that ended meanwhile."""
+    join = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout: join(thread, timeout + 0.3))
+    with pytest.raises(ImageLoadError, match=r"no complete answer within 0\.3 s"):
+        load_image(f"http://127.0.0.1:{server[0]}/{list(FAULTS).index('silence')}", allow_private=True, timeout=0.3)
+
+
 @pytest.mark.parametrize("host", PRIVATE)
 def test_private_addresses_see_no_request(server, host):
     before = len(server[1])
