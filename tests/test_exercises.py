@@ -86,12 +86,13 @@ def test_solutions(path, capsys):
         assert capsys.readouterr().out.splitlines()[-1].startswith("Right: ")
 
 
-@pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("answer", [None, "", "?", 0, 0.0, -1, [], {}, (), ...], ids=repr)
+WRONG = [*itertools.product(CHECKS, [None, "", "?", 0, 0.0, -1, [], {}, (), ...])]
+WRONG = [pair for pair in WRONG if pair not in (("check_misread", "?"), ("check_pale", "?"))]  # any text will do there
+
+
+@pytest.mark.parametrize(("name", "answer"), WRONG, ids=repr)
 def test_a_wrong_answer_of_any_type_gets_one_kind_line(name, answer, capsys):
     said = ("nothing",) if name in ("check_misread", "check_pale", "check_pale_discs") else ()
-    if name in ("check_misread", "check_pale") and answer == "?":
-        pytest.skip("any text will do there")
     CHECKS[name](answer, *said)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("Not yet: ")
