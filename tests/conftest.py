@@ -47,12 +47,9 @@ def golden_checkpoint() -> Path:
 @pytest.fixture
 def folder(golden_checkpoint, tmp_path) -> Path:
     """A copy of the tiny checkpoint with its SHA256SUMS, to change as one likes."""
-    from phi3_v_data import write_sums
+    from phi3_v_data import copy_of, write_sums
 
-    copy = tmp_path / "checkpoint"
-    shutil.copytree(golden_checkpoint, copy)
-    for file in copy.iterdir():
-        file.chmod(0o644)
+    copy = copy_of(golden_checkpoint, tmp_path / "checkpoint")
     write_sums(copy)
     return copy
 

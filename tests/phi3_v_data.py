@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def load_json(name):
 
 def load_case(name):
     return load_json(f"cases/{name}.json"), load_file(GOLDEN / "cases" / f"{name}.safetensors")
+
+
+def copy_of(folder, to):
+    """A copy that can be changed, also where the folder itself cannot."""
+    shutil.copytree(folder, to)
+    for path in (to, *to.iterdir()):
+        path.chmod(0o755)
+    return to
 
 
 def write_sums(folder):

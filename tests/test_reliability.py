@@ -13,7 +13,6 @@ import json
 import os
 import pickle
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,7 +29,7 @@ import torch
 from huggingface_hub.utils import httpx
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from phi3_v_data import noise_image, tiny_model, tiny_processor
+from phi3_v_data import copy_of, noise_image, tiny_model, tiny_processor
 from PIL import Image
 
 import helpers
@@ -298,8 +297,7 @@ POISONS = [poison for name, poison in list(globals().items()) if name.startswith
 @pytest.mark.parametrize("poison", POISONS, ids=lambda poison: poison.__name__)
 def test_poisoned_folders(golden_checkpoint, tmp_path, poison):
     """Loads by its own code or raises one of our errors; what the folder brings along never runs."""
-    folder, canary = tmp_path / "model", tmp_path / "canary"
-    shutil.copytree(golden_checkpoint, folder)
+    folder, canary = copy_of(golden_checkpoint, tmp_path / "model"), tmp_path / "canary"
     (folder / "SHA256SUMS").unlink(missing_ok=True)
     poison(folder, f"open({str(canary)!r}, 'w').close()\n", canary)
     with contextlib.suppress(CheckpointError, RuntimeError):
@@ -315,7 +313,7 @@ def test_poisoned_folders(golden_checkpoint, tmp_path, poison):
 
 def test_flipped_bits(tmp_path, rounds):
     """Any one bit of the bundled files."""
-    folder = shutil.copytree(helpers.POCKET, tmp_path / "pocket")
+    folder = copy_of(helpers.POCKET, tmp_path / "pocket")
     files = [file for file in sorted(folder.iterdir()) if file.name != "README.md"]
     rng = random.Random(0)
     for i in range(rounds(30, 300)):
@@ -589,7 +587,7 @@ def test_a_download_that_fails(monkeypatch, case):
 
 def test_half_a_download(golden_checkpoint, tmp_path, monkeypatch):
     """A shard that is still called `.incomplete`: the message names the file that is missing."""
-    folder = shutil.copytree(golden_checkpoint, tmp_path / "half")
+    folder = copy_of(golden_checkpoint, tmp_path / "half")
     (folder / "model.safetensors").rename(folder / "model.safetensors.incomplete")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(folder))
     with pytest.raises(CheckpointError, match=r"lacks model.*safetensors.*download"):
