@@ -378,6 +378,14 @@ def test_no_image_token_whatever_is_suppressed(model, processor):
     assert not {5, model.config.image_token_id} & set(new)
 
 
+def test_weights_that_are_fetched_when_needed(model, processor, monkeypatch):
+    """accelerate's `cpu_offload` leaves only their shapes, on "meta": the input says where to compute."""
+    inputs = processor(SHORT, images(0))
+    expected = generate(model, inputs, 2)
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))
+    assert torch.equal(generate(model, inputs, 2), expected)
+
+
 def test_a_cache_that_must_be_rebuilt_needs_all_ids(model):
     ids = torch.arange(70)[None] + 5
     cache = model(input_ids=ids[:, :60])[CACHE]

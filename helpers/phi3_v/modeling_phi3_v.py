@@ -364,7 +364,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         # Whatever a user suppresses: an image token in an answer would stand for a picture that does not exist.
         processors = super()._get_logits_processor(*args, **kwargs)
         # First, so that top-k and top-p choose among the others.
-        processors.insert(0, SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device))
+        device = kwargs.get("device", self.device)  # the input's: offloaded weights have none
+        processors.insert(0, SuppressTokensLogitsProcessor([self.config.image_token_id], device=device))
         return processors
 
     def _get_candidate_generator(self, *args, **kwargs):
