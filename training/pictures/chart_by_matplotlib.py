@@ -1,5 +1,6 @@
 """Charts as people have them: drawn by matplotlib in its own styles."""
 
+import functools
 import itertools
 import random
 
@@ -79,6 +80,10 @@ def _touch(texts: list[Text], canvas: FigureCanvasAgg) -> bool:
     )
 
 
+#: A figure's texts share a file and few sizes, and reading a font takes longer than measuring with it.
+_font = functools.lru_cache(maxsize=16)(ImageFont.truetype)
+
+
 def _boxes(text: Text, canvas: FigureCanvasAgg) -> list[tuple[float, ...]]:
     """The characters of a text that lies or, rotated by 90 degrees, stands on its end; sides as `Canvas.text` has
     them."""
@@ -89,11 +94,11 @@ def _boxes(text: Text, canvas: FigureCanvasAgg) -> list[tuple[float, ...]]:
     # A line has room for the feet of letters that it does not have.
     *_, descent = renderer.get_text_width_height_descent(f"{string}lp", properties, False)
     extent, standing = text.get_window_extent(renderer), text.get_rotation() == 90
-    font = ImageFont.truetype(properties.get_file(), round(size))
+    font = _font(properties.get_file(), round(size))
     length, height = extent.height if standing else extent.width, canvas.figure.bbox.height
-    boxes, end = [], 0.0
+    boxes, end, whole = [], 0.0, font.getlength(string)
     for character in string:
-        begin, end = end, end + font.getlength(character) / font.getlength(string) * length
+        begin, end = end, end + font.getlength(character) / whole * length
         if standing:  # the letters' feet are to the right
             left, right = extent.x1 - descent - 0.72 * size, extent.x1 - descent + 0.12 * size
             top, bottom = height - extent.y0 - end, height - extent.y0 - begin
