@@ -100,7 +100,9 @@ def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens
 
     start = time.perf_counter()
     pictures = [[load_image(image) for image in row] for row in rows]
-    inputs = processor(texts, pictures if any(pictures) else None, return_tensors="pt").to(model.device)
+    inputs = processor(texts, pictures if any(pictures) else None, padding_side="left", return_tensors="pt").to(
+        model.device
+    )
     tokenizer, ends = processor.tokenizer, model.config.stop_token_ids
     ids = model.generate(
         **inputs,

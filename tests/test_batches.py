@@ -34,6 +34,12 @@ def test_as_one_by_one(tiny, images, batch_size):
         assert [getattr(answer, name) for answer in answers] == [getattr(answer, name) for answer in expected]
 
 
+def test_a_tokenizer_that_was_set_for_training(tiny, images, monkeypatch):
+    before = generate_many(*tiny, PROMPTS, images, max_new_tokens=8)
+    monkeypatch.setattr(tiny[1].tokenizer, "padding_side", "right")
+    assert generate_many(*tiny, PROMPTS, images, max_new_tokens=8) == before
+
+
 @pytest.mark.parametrize("setting", ["num_return_sequences", "prompt_lookup_num_tokens", "num_beams"])
 def test_settings_of_a_checkpoint_that_would_change_the_answers(tiny, images, monkeypatch, setting):
     model, processor = tiny

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import shutil
 
@@ -398,6 +399,17 @@ def test_as_trainers_call_it():
     assert inputs["attention_mask"][1].tolist() == sorted(inputs["attention_mask"][1].tolist(), reverse=True)
     with pytest.raises(ValueError, match=r"cannot be truncated from \d+ tokens to 20"):
         processor("<|image_1|> a", image, truncation=True, max_length=20)
+
+
+def test_the_padding_side_of_the_tokenizer():
+    """Training scripts set it there."""
+    processor = tiny_processor()
+    prompts, sides = ["a b c d", "a"], {"left": [0, 0, 0, 1, 1], "right": [1, 1, 0, 0, 0]}
+    assert processor(prompts)["attention_mask"][1].tolist() == sides["left"]
+    processor.tokenizer = copy.deepcopy(processor.tokenizer)
+    processor.tokenizer.padding_side = "right"
+    assert processor(prompts)["attention_mask"][1].tolist() == sides["right"]
+    assert processor(prompts, padding_side="left")["attention_mask"][1].tolist() == sides["left"]
 
 
 def test_rows_without_pictures_may_be_none_or_bare():

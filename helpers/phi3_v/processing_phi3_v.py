@@ -67,7 +67,7 @@ class Phi3VProcessor(ProcessorMixin):
         return_tensors="pt",
         add_special_tokens=True,
         num_crops=None,
-        padding_side="left",
+        padding_side=None,
         pad_to_multiple_of=None,
         **kwargs,
     ) -> BatchFeature:
@@ -79,8 +79,8 @@ class Phi3VProcessor(ProcessorMixin):
             so; trl's collator says False, as it takes `<s>` for a part of the chat template, which it is not here.
 
         Returns `input_ids` and `attention_mask` (prompts, length), padded on the left, as generation needs it,
-        unless `padding_side` says otherwise (the tokenizer, if called alone, pads on the left too); with pictures also
-        the `pixel_values` and `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
+        unless `padding_side`, here or of the tokenizer, says otherwise; with pictures also the `pixel_values` and
+        `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
 
         Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
 
