@@ -370,6 +370,7 @@ def test_layers_on_several_devices(model, inputs, monkeypatch):
 def test_plans_of_parallel_runs():
     assert Phi3VForCausalLM._tp_plan == Phi3ForCausalLM._tp_plan
     assert Phi3VForCausalLM._pp_plan == Phi3ForCausalLM._pp_plan
+    assert Phi3VForCausalLM._fsdp_plan == Phi3ForCausalLM._fsdp_plan
 
 
 def test_sizes_that_are_no_whole_tiles(model):

@@ -254,7 +254,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan, _pp_plan = Phi3ForCausalLM._tp_plan, Phi3ForCausalLM._pp_plan
+    _tp_plan, _pp_plan, _fsdp_plan = Phi3ForCausalLM._tp_plan, Phi3ForCausalLM._pp_plan, Phi3ForCausalLM._fsdp_plan
 
     def __init__(self, config: Phi3VConfig):
         super().__init__(config)
