@@ -109,13 +109,19 @@ def available_memory(device) -> int:
 
 
 def size_of_weights(parameters: int, dtype, quantization=None) -> float:
-    """Bytes that so many weights take in `dtype`, or in int8."""
-    # In int8 embedding and head, a twentieth of the official weights, keep their dtype.
-    return parameters * (1 + (dtype.itemsize - 1) / 20 if quantization else dtype.itemsize)
+    """Bytes that so many weights take in `dtype`, or rounded to "int8" or "int4"."""
+    if not quantization:
+        return parameters * dtype.itemsize
+    # bitsandbytes keeps a float32 for each 64 weights of 4 bits.
+    rounded = 4 / 8 + 4 / 64 if quantization == "int4" else 1
+    # Embedding and head, a twentieth of the official weights, keep their dtype.
+    return parameters * (19 * rounded + dtype.itemsize) / 20
 
 
 def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:
     """(what is wrong, what to do about it) if so many weights do not fit into the free memory, else None."""
+    import torch
+
     if quantization and device.type != "cpu":
         return None  # how much is left of the weights depends on the method
     needed, free = size_of_weights(parameters, dtype, quantization), available_memory(device)
@@ -123,10 +129,12 @@ def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[s
         return None
     form = "int8" if quantization else str(dtype).removeprefix("torch.")
     on_cpu = "" if device.type != "mps" else 'device="cpu", '
-    smaller = [] if quantization else [f'{on_cpu}quantization="int8" ({parameters / 1e9:.1f} GB)']
+    int8 = size_of_weights(parameters, torch.float32 if on_cpu else dtype, "int8") / 1e9
+    int4 = size_of_weights(parameters, torch.float16, "int4") / 1e9
+    smaller = [] if quantization else [f'{on_cpu}quantization="int8" ({int8:.1f} GB)']
     if dtype.itemsize == 4:
         smaller.append("dtype=torch.bfloat16" + (', quantization="int8"' if quantization else ""))
-    smaller.append(f'on CUDA quantization="int4" ({parameters / 2e9:.1f} GB)')
+    smaller.append(f'on CUDA quantization="int4" ({int4:.1f} GB)')
     return (
         f"The weights take {needed / 1e9:.1f} GB in {form}, but {device.type} has {free / 1e9:.1f} GB free",
         f"close other programs and shut down notebooks that hold a model, or pass {', or '.join(smaller)}",

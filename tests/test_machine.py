@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+import helpers
 from helpers import machine
+from helpers.checkpoints import PARAMETERS
 
 BIG = 4_000_000_000
 
@@ -82,6 +84,17 @@ def test_advice_that_is_followed_needs_less(monkeypatch, quantization):
     _, advice = machine.lack_of_memory(BIG, torch.device("cpu"), torch.float32, quantization)
     assert ('dtype=torch.bfloat16, quantization="int8"' in advice) == (quantization == "int8")
     assert machine.lack_of_memory(BIG, torch.device("cpu"), torch.bfloat16, quantization) is None
+
+
+def test_the_sizes_in_the_advice_are_those_that_count_when_it_is_followed(monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda device: 0)
+    parameters = PARAMETERS[helpers.OFFICIAL]
+    _, advice = machine.lack_of_memory(parameters, torch.device("cpu"), torch.float32)
+    problem, _ = machine.lack_of_memory(parameters, torch.device("cpu"), torch.float32, "int8")
+    assert 'quantization="int8" (4.8 GB)' in advice
+    assert "take 4.8 GB in int8" in problem
+    # What `Linear4bit` of bitsandbytes 0.50 makes of the official sizes, 0.5625 bytes a weight, and 16 bits elsewhere.
+    assert 'quantization="int4" (2.6 GB)' in advice
 
 
 def test_what_torch_keeps_is_free_for_a_new_model(monkeypatch):
