@@ -157,7 +157,7 @@ def _describe_choices(parameters: int, device, facts: list, problems: list) -> N
     dtype, quantization = choose_dtype(device, parameters), choose_quantization(device, parameters)
     attention = choose_attention(device, dtype.value)
     size = size_of_weights(parameters, dtype.value, quantization.value) / 1e9
-    faster = "load with compile=True (compiles for a minute, then writes faster)"
+    faster = "load with compile=True (compiles for half a minute, then writes faster)"
     if lack := lack_of_memory(parameters, device, dtype.value, quantization.value):
         problems.append(lack)
     facts += [

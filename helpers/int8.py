@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits for the CPU: a quarter of the memory of float32, and several times its speed.
+"""Linear layers in 8 bits for the CPU: a quarter of the memory of float32, and one and a half to four times its speed.
 
 `load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are read;
 each row of activations is rounded as it arrives. As in LLM.int8() (Dettmers et al., 2022,

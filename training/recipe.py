@@ -33,7 +33,7 @@ DECODER = {
 
 def rope_scaling() -> dict:
     """LongRoPE factors, one for each pair of a head's channels: none up to 4,096 positions; beyond, the slow
-    channels are stretched by up to max_position_embeddings / 4,096 = 32, as in the official factors."""
+    channels are stretched by up to max_position_embeddings / 4,096 = 32 (the official ones by up to 65)."""
     pairs = DECODER["hidden_size"] // DECODER["num_attention_heads"] // 2
     return {
         "type": "su",
