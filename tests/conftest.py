@@ -29,7 +29,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--soak", action="store_true", help="tests/test_reliability.py at its full counts: 2 to 11 minutes")
+    parser.addoption("--soak", action="store_true", help="tests/test_reliability.py at its full counts: ten minutes")
 
 
 @pytest.fixture(scope="session")
