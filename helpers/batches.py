@@ -4,18 +4,22 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from .generation import FIXED_SETTINGS, Answer, advised, check_whole_number, decode, whole_prompt
-from .images import as_list, load_image
+from .images import Pictures, as_list, load_image
+
+if TYPE_CHECKING:  # for editors
+    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 
 def generate_many(
-    model,
-    processor,
+    model: "Phi3VForCausalLM",
+    processor: "Phi3VProcessor",
     prompts: Sequence[str],
-    images: Sequence | None = None,
+    images: Sequence[Pictures] | None = None,
     *,
     batch_size: int = 8,
     max_new_tokens: int = 1000,

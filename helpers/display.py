@@ -3,17 +3,27 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .images import as_list, load_image
+from .images import Pictures, as_list, load_image
+
+if TYPE_CHECKING:  # for editors
+    from .phi3_v import Phi3VProcessor
 
 GAP = 8  # pixels between two pictures
 MAX_HEIGHT = 65_500  # JPEG's limit
 MAX_STORED_BYTES = 40_000  # 53 kB once the notebook has written it as base64
 
 
-def show_images(images, captions: Sequence[str] | None = None, *, width: int = 640, processor=None) -> None:
+def show_images(
+    images: Pictures,
+    captions: Sequence[str] | None = None,
+    *,
+    width: int = 640,
+    processor: "Phi3VProcessor | None" = None,
+) -> None:
     """Show one picture or several side by side, and print one line of facts for each.
 
     Args:

@@ -8,10 +8,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
 
-from .images import as_list, load_image
+from .images import Pictures, as_list, load_image
 from .machine import out_of_memory
 from .prompts import format_prompt
+
+if TYPE_CHECKING:  # for editors
+    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 #: Settings of `generate` that every answer here relies on, whatever a checkpoint's own say.
 FIXED_SETTINGS = {
@@ -83,10 +87,10 @@ class Answer(str):
 
 
 def generate(
-    model,
-    processor,
+    model: "Phi3VForCausalLM",
+    processor: "Phi3VProcessor",
     prompt: str,
-    images=(),
+    images: Pictures = (),
     *,
     max_new_tokens: int = 1000,
     temperature: float = 0.0,
@@ -118,10 +122,10 @@ def generate(
 
 
 def stream(
-    model,
-    processor,
+    model: "Phi3VForCausalLM",
+    processor: "Phi3VProcessor",
     prompt: str,
-    images=(),
+    images: Pictures = (),
     *,
     max_new_tokens: int = 1000,
     temperature: float = 0.0,

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ from .fetch import FetchError, fetch
 
 # Decoders that read untrusted bytes in process; EPS, for one, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+#: What a question may be about: one picture, several, or none.
+Pictures = Picture | Sequence[Picture] | None
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(data|file|blob|javascript):", re.IGNORECASE)
 
@@ -29,7 +34,7 @@ class ImageLoadError(ValueError):
 
 
 def load_image(
-    source,
+    source: Picture,
     *,
     max_pixels: int = 50_000_000,
     max_bytes: int = 20 * 2**20,
@@ -91,7 +96,7 @@ def load_image(
         ) from error
 
 
-def as_list(images) -> list:
+def as_list(images: Pictures) -> list[Picture]:
     """One picture, several or none (`None`, or an empty cell of a table) as a list."""
     if images is None or (isinstance(images, float) and math.isnan(images)):
         return []

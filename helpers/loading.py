@@ -28,19 +28,22 @@ from .machine import (
 )
 
 if TYPE_CHECKING:  # for editors; at run time only what is needed is imported
+    import torch
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
     from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def load_model_and_processor(
-    checkpoint=None,
+    checkpoint: str | Path | None = None,
     *,
     revision: str | None = None,
-    device=None,
-    dtype=None,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype | None" = None,
     attn_implementation: str | None = None,
-    quantization=None,
+    quantization: "str | bool | QuantizationConfigMixin | None" = None,
     num_crops: int | None = None,
     compile: bool = False,
     local_files_only: bool = False,
