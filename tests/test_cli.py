@@ -17,7 +17,7 @@ def run(*arguments):
         text=True,
         encoding="utf-8",
         env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -45,6 +45,15 @@ def test_an_error_is_one_line_without_traceback():
     assert (done.returncode, done.stdout) == (2, "")
     assert "missing.png': there is no such file" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_question_without_quotes(capsys):
+    assert main("missing.png Who wrote this book?".split()) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("Is the question in quotes?\n")
+    assert error.count("\n") == 1
+    assert main(["missing.png", "Who wrote this book?"]) == 2
+    assert "quotes" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

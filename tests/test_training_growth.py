@@ -75,3 +75,9 @@ def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):
     soup.main()
     for name, weight in train.weights_of(tmp_path / "mean").items():
         torch.testing.assert_close(weight, other[name] + 0.75, rtol=0.02, atol=0.02)
+
+
+def test_there_is_no_mean_of_different_sizes(monkeypatch):
+    monkeypatch.setitem(recipe.VISION, "num_hidden_layers", 9)
+    with pytest.raises(ValueError, match="pocket has other sizes than training/recipe.py"):
+        soup.mean(POCKET, POCKET, 0.5)

@@ -14,9 +14,17 @@ from .train import build_config, build_processor, export, weights_of
 
 
 def mean(first: str, second: str, share: float) -> Phi3VForCausalLM:
-    """A model whose weights are `share` of the first checkpoint's and the rest of the second's."""
-    model, weights = Phi3VForCausalLM(build_config(build_processor())), weights_of(first)
-    model.load_state_dict({name: other.lerp(weights[name], share) for name, other in weights_of(second).items()})
+    """A model whose weights are `share` of the first checkpoint's and the rest of the second's.
+
+    Raises `ValueError` if one of them has other sizes than `recipe.py`.
+    """
+    model = Phi3VForCausalLM(build_config(build_processor()))
+    weights, others = weights_of(first), weights_of(second)
+    sizes = {name: weight.shape for name, weight in model.state_dict().items()}
+    for folder, found in ((first, weights), (second, others)):
+        if {name: weight.shape for name, weight in found.items()} != sizes:
+            raise ValueError(f"{folder} has other sizes than training/recipe.py; a mean needs two that have its sizes.")
+    model.load_state_dict({name: other.lerp(weights[name], share) for name, other in others.items()})
     return model
 
 

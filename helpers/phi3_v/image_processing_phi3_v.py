@@ -84,7 +84,14 @@ class Phi3VImageProcessor(BaseImageProcessor):
         """
         Image tokens of a picture of `height` x `width` pixels, padded (`image_sizes`). For h x w tiles of n x
         n tokens: (h w + 1) n² for tiles and global view, h n + n to end their rows, and 1 between them.
+
+        Raises `ValueError` for sizes that are no whole tiles.
         """
+        if height % self.image_size or width % self.image_size:
+            raise ValueError(
+                f"{height} x {width} pixels are no whole tiles of {self.image_size}. Pass height and width as "
+                "`image_sizes` has them; for the file's own, `get_tile_grid` says how many tiles it fills."
+            )
         h, w = height // self.image_size, width // self.image_size
         return (h * w + 1) * self.num_img_tokens + 1 + (h + 1) * math.isqrt(self.num_img_tokens)
 
