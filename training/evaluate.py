@@ -67,7 +67,7 @@ def sheet_of_errors(wrong, file: Path):
     sheet.save(file)
 
 
-def main():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="pictures of each kind and split")
     parser.add_argument("--first", type=int, default=0, help="first picture's number; to choose weights, take others")
@@ -84,6 +84,11 @@ def main():
         args.kinds = [kind for kind in args.kinds if kind in SMALL_QUESTIONS]
         if not args.kinds:
             parser.error(f"--short needs one of these in --kinds: {', '.join(SMALL_QUESTIONS)}")
+    return args
+
+
+def main():
+    args = arguments()
     torch.manual_seed(0)
     model, processor = load_model_and_processor(
         args.checkpoint, num_crops=args.num_crops, quantization=args.quantization

@@ -215,7 +215,7 @@ def export(model: Phi3VForCausalLM, processor: Phi3VProcessor, folder: Path):
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def main():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, help="how many to learn from: 60,000, or what --minutes allow")
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after so many minutes; export not counted")
@@ -249,11 +249,15 @@ def main():
         parser.error("--batch and --times must be at least 1, --workers and --first at least 0")
     if args.start and not Path(args.start).is_dir():
         parser.error(f"--from: there is no folder {args.start}")
+    if args.start and AutoTokenizer.from_pretrained(args.start).get_vocab() != build_processor().tokenizer.get_vocab():
+        parser.error(f"--from: {args.start} has other words than training/tokenizer.py; train from the beginning")
+    return args
 
+
+def main():
+    args = arguments()
     device = start()
     processor = build_processor()
-    if args.start and AutoTokenizer.from_pretrained(args.start).get_vocab() != processor.tokenizer.get_vocab():
-        parser.error(f"--from: {args.start} has other words than training/tokenizer.py; train from the beginning")
     model = Phi3VForCausalLM(build_config(processor)).to(device)
     model.set_attn_implementation(fastest_attention(device))
     if args.start:
