@@ -101,7 +101,7 @@ def test_an_unsuitable_environment(tmp_path, prepare, options, problems):
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 

@@ -193,7 +193,7 @@ def test_two_processes_stay_alike(tmp_path):
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"model{rank}.pt", weights_only=True) for rank in (0, 1))
     torch.manual_seed(0)
