@@ -30,7 +30,7 @@ def measured(name: str) -> list[dict]:
 
 def test_each_script_is_described():
     scripts = [file.stem for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text("utf-8")]
-    assert len(scripts) == 9
+    assert len(scripts) == 10
     assert [name for name in scripts if f"`python -m benchmarks.{name}`" not in DETAILS] == []
 
 
@@ -60,6 +60,21 @@ def test_the_table_of_the_gpu_says_what_was_measured(form, row):
     assert f"| {first} | {token} |" in found
     if form in line["more"]:
         assert f"{line['more'][form]['peak GB']:.1f} GB" in DETAILS
+
+
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        ("torchao int8", "torchao, 8 bits, weights only"),
+        ("torchao int8, dynamic", "torchao, 8 bits, activations too"),
+        ("bitsandbytes int8", "bitsandbytes, 8 bits"),
+        ("bitsandbytes int4", "bitsandbytes, 4 bits"),
+    ],
+)
+def test_the_table_of_the_quantizers_says_what_was_measured(form, row):
+    (line,) = measured("quantizers")
+    speed = line["speed"][form]
+    assert f"| {row} | {speed['prefill']:.2f} | {speed['token']:.2f} | {line['error'][form]:.2f} |" in DETAILS
 
 
 def test_the_readme_says_what_was_measured():
