@@ -293,8 +293,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         input_ids (batch, length) hold one image token for each feature of a picture; pixel_values (pictures,
         num_crops + 1, 3, height, width), the global view first, and image_sizes (pictures, 2), in pixels, hold
         the pictures of all rows in reading order. labels (batch, length) give `.loss`, the mean over labels
-        other than -100. logits_to_keep is how many last positions get logits (0 for all), or a 1-D
-        tensor of positions.
+        other than -100: write -100 over image tokens, which no answer holds. logits_to_keep is how many last
+        positions get logits (0 for all), or a 1-D tensor of positions.
 
         The cache is `cache`, as transformers says since 5.24, or `past_key_values`, as it said before. It holds for
         one side of `original_max_position_embeddings`: where a row passes it, [`generate`] rebuilds the cache, and
