@@ -1,5 +1,6 @@
 import copy
 import logging
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from phi3_v_data import (
     tiny_model,
     tiny_processor,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -66,6 +67,17 @@ def test_loading_is_complete_and_silent(caplog):
     }
     for name, value in state.items():
         assert torch.equal(value, weights[name]), name
+
+
+def test_a_checkpoint_that_was_fine_tuned_with_the_remote_code(tmp_path):
+    """Such as TB-OCR-preview-0.1: the embedding stands in it twice."""
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    weights = load_file(CHECKPOINT / "model.safetensors")
+    weights["model.vision_embed_tokens.wte.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _, info = Phi3VForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
 
 
 def test_save_and_load(tmp_path, model, inputs):

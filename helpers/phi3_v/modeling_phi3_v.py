@@ -177,7 +177,9 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         self.vision_embed_tokens = Phi3VImageEmbedding(config)
         last_layer = config.vision_config.num_hidden_layers - 1
         unused = rf"vision_model\.(encoder\.layers\.{last_layer}|post_layernorm)\."
-        self._keys_to_ignore_on_load_unexpected = {unused}
+        # The embedding once more, in checkpoints that were fine-tuned with the remote code.
+        embedding = r"vision_embed_tokens\.wte\."
+        self._keys_to_ignore_on_load_unexpected = {unused, embedding}
         self.post_init()
 
     def locate_pictures(self, input_ids, pixel_values, image_sizes) -> torch.LongTensor:
