@@ -186,6 +186,14 @@ def test_chat_goes_on_with_its_cache(model, processor, words):
     assert generate(model, inputs, 12, **{CACHE: reused})[0].tolist() == greedy(model, inputs, 12)
 
 
+@pytest.mark.parametrize("shorter", [0, 3])
+def test_the_cache_of_another_prompt(model, processor, shorter):
+    ids = processor("h " * 20)["input_ids"]
+    cache = model(ids)[CACHE]
+    with pytest.raises(ValueError, match=f"holds {ids.shape[1]} positions, the input has {ids.shape[1] - shorter}"):
+        model.generate(ids[:, shorter:], max_new_tokens=2, **{CACHE: cache})
+
+
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 def test_the_cache_by_its_old_and_its_new_name(model, processor, name):
     """Whatever the release calls it: snippets of both times are about."""

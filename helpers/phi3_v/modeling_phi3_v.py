@@ -338,6 +338,11 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             kwargs.update(is_first_iteration=True, next_sequence_length=None)
             is_first = True
         past = cache.get_seq_length() if cache is not None and (is_first or total > limit) else 0
+        if past and past >= total:
+            raise ValueError(
+                f"The cache holds {past} positions, the input has {total}: it belongs to another prompt. Pass a new "
+                "cache, or an input that goes on where this one ends."
+            )
         if past and ((position_ids[:, past - 1] < limit) & (position_ids[:, -1] >= limit)).any():
             if inputs_embeds is not None:
                 inputs_embeds = self._embed_all(input_ids, inputs_embeds, total)
