@@ -109,10 +109,10 @@ def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tup
     ids, times = [], []
     torch.cuda.synchronize()
     start = time.perf_counter()
-    with compiled.lend(positions) if compiled else contextlib.nullcontext({}) as lent:
+    with compiled.reserve(positions) if compiled else contextlib.nullcontext({}) as reserved:
         steps = model.generate(
             **inputs,
-            **lent,
+            **reserved,
             **FIXED_SETTINGS,
             do_sample=False,
             max_new_tokens=tokens,

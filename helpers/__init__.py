@@ -7,8 +7,8 @@ transformers code works on the checkpoint too, without remote code.
 import os
 import sys
 
-# Threads that wait give their core away: otherwise two kernels on one machine, or a video call beside one, slow
-# each other down several times over. PyTorch reads this when it is first loaded.
+# Idle threads sleep instead of spinning: otherwise two kernels on one machine, or a kernel and a video call, slow each
+# other down several times over. PyTorch reads this when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .checkpoints import OFFICIAL, POCKET, CheckpointError
@@ -29,7 +29,7 @@ try:
     from .widgets import ask_about_your_pictures
 except Exception as error:  # an old transformers fails in more ways than an ImportError
     import_error = error  # for the doctor
-    if sys.argv[0] != "-m":  # what it is while `python -m helpers` starts: that prints the doctor's report instead
+    if sys.argv[0] != "-m":  # it is "-m" while `python -m helpers` starts, which prints the doctor's report instead
         raise ImportError("\n".join(f"{problem}; {fix}" for problem, fix in doctor().problems)) from error
 
 __all__ = [

@@ -23,13 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("inputs", nargs="*", metavar="PICTURE... QUESTION", help="paths or URLs, then the question")
     parser.add_argument("--checkpoint", help="folder or hub name (default: PHI3_VISION_CHECKPOINT, or the bundled one)")
-    parser.add_argument("--max-new-tokens", type=int, default=1000, help="most tokens of the answer (default: 1000)")
+    parser.add_argument("--max-new-tokens", type=int, default=1000, help="longest answer, in tokens (default: 1000)")
     options = parser.parse_intermixed_args(arguments)
 
     from . import doctor, import_error
 
-    if hasattr(sys.stdout, "reconfigure"):  # not every stand-in has it
-        sys.stdout.reconfigure(errors="replace")  # the encoding of a file on Windows may lack a letter of the answer
+    if hasattr(sys.stdout, "reconfigure"):  # an object put in its place may lack it
+        sys.stdout.reconfigure(errors="replace")  # on Windows, the encoding of a file may lack a character
     if import_error or not options.inputs:
         report = doctor(options.checkpoint)
         print(report)
@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         _answer(pictures, question, options)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the answer, as in `| head -3`, has enough
+    except BrokenPipeError:  # the other end of the pipe, as in `| head -3`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, RuntimeError) as error:
-        words = len(pictures) > 1 and "/" not in pictures[-1] and not os.path.exists(pictures[-1])
-        advice = " Is the question in quotes?" if words else ""
+        unquoted = len(pictures) > 1 and "/" not in pictures[-1] and not os.path.exists(pictures[-1])
+        advice = " Is the question in quotes?" if unquoted else ""
         print(f"{parser.prog}: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         return 2
     return 0
@@ -65,14 +65,14 @@ def _answer(pictures: list[str], question: str, options: argparse.Namespace) -> 
             print(next(pieces), end="", flush=True)
         except StopIteration as end:
             print(flush=True)
-            print(end.value.cost(), file=sys.stderr)  # not a part of the answer that a pipe or a file takes
+            print(end.value.cost(), file=sys.stderr)  # a pipe or a file gets the answer alone
             return
 
 
 if __name__ == "__main__":
     code = main()
     if code == INTERRUPTED and os.name == "posix":
-        # Only if the signal itself ends this program does a shell stop the loop that it runs in.
+        # A shell stops its loop only if the program in it was ended by the signal itself.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     sys.exit(code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .generation import FIXED_SETTINGS, Answer, advised, check_whole_number, decode, whole_prompt
+from .generation import FIXED_SETTINGS, Answer, check_whole_number, decode, explain_out_of_memory, whole_prompt
 from .images import Pictures, as_list, load_image
 
 if TYPE_CHECKING:  # for editors
@@ -35,15 +35,14 @@ def generate_many(
         max_new_tokens: each answer is cut off after this many tokens.
         progress: whether to show a bar, on standard error (in a notebook on standard output).
 
-    Prompts of similar length go together. Each answer is that of `generate`, apart from rounding: where two words are
-    about equally likely, the other one may be taken. Its `seconds` are those of its whole batch, `peak_memory` is None.
+    Prompts of similar length share a batch. Each answer is the one that `generate` gives, apart from rounding: of two
+    about equally likely tokens it may take the other. `seconds` is the time of the whole batch, `peak_memory` is None.
 
-    Every picture is read once, and every tag looked at, before the first batch: a broken one costs no answers.
-    (To leave broken ones out, try `load_image` on each.) An interrupt loses all answers, so call it for parts of a long
-    list.
+    Every picture is loaded and every image tag checked before the first batch, so that a broken one costs no answers.
+    (To skip broken pictures, try `load_image` on each.) An interrupt loses all answers, so pass a long list in parts.
 
     Raises:
-        ValueError: not as many prompts as images, tags that do not match the pictures, or a prompt that is too long.
+        ValueError: `prompts` and `images` of different length, tags that do not match the pictures, too long a prompt.
         ImageLoadError: a picture that cannot be read.
         RuntimeError: out of memory, with what to change.
     """
@@ -51,7 +50,7 @@ def generate_many(
 
     if isinstance(prompts, str) or isinstance(images, (str, os.PathLike, Image.Image)):
         raise ValueError("prompts and images are lists, one entry for each question; put a single entry in brackets.")
-    prompts = list(prompts)  # a column of a table counts by its labels
+    prompts = list(prompts)  # indexing a pandas Series would go by its labels
     images = [None] * len(prompts) if images is None else list(images)
     if len(prompts) != len(images):
         raise ValueError(
@@ -64,18 +63,18 @@ def generate_many(
     for i, (prompt, row) in enumerate(zip(prompts, map(as_list, images))):
         try:
             texts.append(whole_prompt(prompt, len(row)))
-            rows.append([_readable(image, processor) for image in row])
+            rows.append([_checked(image, processor) for image in row])
             processor.order_images(texts[i], row)  # refuses tags that do not match
-        except ValueError as error:  # an empty cell or broken bytes among hundreds have no name of their own
+        except ValueError as error:  # among hundreds of questions, say which one it is
             error.args = (f"Question [{i}]: {error}",)
             raise
     order = sorted(range(len(prompts)), key=lambda i: (len(rows[i]), len(prompts[i])))
-    # The longest first: where memory is short, that shows before there are answers to lose.
+    # The longest first: if memory runs out, it does so before there are answers to lose.
     parts = [order[start : start + batch_size] for start in reversed(range(0, len(order), batch_size))]
     batches = (
         _answer(model, processor, [texts[i] for i in part], [rows[i] for i in part], max_new_tokens) for part in parts
     )
-    batches = advised(model, batches, "a smaller batch_size, fewer pictures or a smaller max_new_tokens")
+    batches = explain_out_of_memory(model, batches, "a smaller batch_size, fewer pictures or a smaller max_new_tokens")
     answers = [Answer()] * len(prompts)
     # A notebook would show standard error as a warning; a script's standard output is for its results.
     file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
@@ -88,13 +87,13 @@ def generate_many(
     return answers
 
 
-def _readable(source, processor):
-    """`source`, or the picture that its web address leads to: what can be loaded later without surprise.
+def _checked(source, processor):
+    """`source`, checked, or the picture itself if it is a web address, which is fetched only once.
 
-    It is not kept decoded, as hundreds of pictures may be too large for the memory.
+    Other pictures are decoded again later, as hundreds of decoded ones may not fit into memory.
     """
     picture = load_image(source)
-    processor.image_processor.get_resized_size(picture.height, picture.width)  # refuses one that is too thin
+    processor.image_processor.get_resized_size(picture.height, picture.width)  # raises if it is too thin
     return picture if isinstance(source, str) and source.lower().startswith("http") else source
 
 

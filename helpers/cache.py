@@ -5,16 +5,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .phi3_v.modeling_phi3_v import CACHE
 
-#: Positions of room for what comes; of the official weights in float32, 64 take 50 MB.
+#: Spare positions for tokens to come; with the official model in float32, 64 take 50 MB.
 SPARE = 64
 
 
 class GrowingLayer(DynamicLayer):
-    """A `DynamicLayer` whose `keys` and `values` (batch, heads, positions, head size) have room behind them."""
+    """A `DynamicLayer` whose `keys` and `values` (batch, heads, positions, head size) are views of larger buffers."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor):
         super().lazy_initialization(key_states, value_states)
-        self.all_keys, self.all_values = self.keys, self.values  # with the room
+        self.all_keys, self.all_values = self.keys, self.values  # the whole buffers
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
@@ -47,7 +47,7 @@ def growing_cache() -> Cache:
 
 
 def best_cache(model) -> dict:
-    """What to give to `generate`: this cache on a CPU; nothing on other devices, where it was never tried, or if the
-    model's own settings ask for a kind of cache."""
+    """Arguments for `generate`: this cache on a CPU; none on other devices, where it was never tried, or if the
+    model's generation config names a cache implementation."""
     asked = model.generation_config.cache_implementation
     return {CACHE: growing_cache()} if model.device.type == "cpu" and not asked else {}

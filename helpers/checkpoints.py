@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 OFFICIAL = "microsoft/Phi-3-vision-128k-instruct"
-#: The commit of `OFFICIAL` that is taken unless another revision is named: files that change later change nothing here.
+#: The commit of `OFFICIAL` that is loaded by default, so that later changes on the hub change nothing here.
 OFFICIAL_REVISION = "c45209e90a4c4f7d16b2e9d48503c7f3e83623ed"
-#: The weights of checkpoints on the hub, to say before the download whether they would fit.
+#: Numbers of parameters of checkpoints on the hub, to say before the download whether they would fit into memory.
 PARAMETERS = {OFFICIAL: 4_146_621_440, "microsoft/Phi-3.5-vision-instruct": 4_146_621_440}
 POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "phi-3-vision-pocket"
 SUMS = "SHA256SUMS"
-#: What is read of a checkpoint's folder.
+#: The suffixes of the files that are read in a checkpoint's folder.
 READ = (".json", ".safetensors", ".jinja")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -37,7 +37,7 @@ def checkpoint_name(checkpoint=None) -> str:
 def find_checkpoint(checkpoint=None, *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """Return the folder that holds the checkpoint, downloading it if `checkpoint` is the name of a hub repository.
 
-    Unless `revision` says otherwise, it takes `OFFICIAL_REVISION` of `OFFICIAL`, and the newest one of others.
+    The default revision is `OFFICIAL_REVISION` for `OFFICIAL`, and the newest for other repositories.
 
     Raises:
         CheckpointError: it cannot be found or downloaded, or is not a Phi-3-vision checkpoint.
@@ -126,7 +126,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     where = f"{name} at revision {revision}" if revision else name
     tried = "asked" if local_files_only else "reached"
     try:
-        # One look at the hub for everything; without the hub it answers from the local cache.
+        # One call for all files; without the hub it takes them from the local cache.
         folder = snapshot_download(
             name,
             revision=revision or (OFFICIAL_REVISION if name == OFFICIAL else None),
@@ -144,7 +144,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
         raise CheckpointError(f"{where} asks for a login; run `hf auth login` first.") from None
     except HfHubHTTPError as error:
         raise CheckpointError(f"The hub has no {where} ({_reason(error)}); check the name and the revision.") from None
-    except Exception as error:  # those of httpx are no OSErrors; hf_xet turns even a full disk into a RuntimeError
+    except Exception as error:  # httpx's are not OSErrors, and hf_xet raises RuntimeError even for a full disk
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise CheckpointError(
                 f"The disk is full: {where} does not fit. Free some space, or set HF_HOME to a larger disk."
@@ -154,12 +154,12 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what an error says, or its type where it says nothing."""
+    """The first line of an error's message, or its type if it has no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _checked(folder: Path) -> Path:
-    """The folder, if it says that it holds a Phi-3-vision checkpoint."""
+    """The folder, if its config.json is that of a Phi-3-vision checkpoint."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except FileNotFoundError:

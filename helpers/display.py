@@ -28,8 +28,8 @@ def show_images(
 
     Args:
         images: one picture or a list, anything `load_image` takes.
-        captions: one text for each picture, printed below it and stored as its alt text (which JupyterLab leaves out;
-            of nbconvert's pages `jupyter nbconvert --to html --template classic` keeps it).
+        captions: one text for each picture, printed below it and stored as its alt text (which JupyterLab drops;
+            `jupyter nbconvert --to html --template classic` keeps it).
         width: largest width of everything shown, in pixels.
         processor: if given, each line also says how many tiles and tokens the picture costs.
 

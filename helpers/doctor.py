@@ -73,7 +73,7 @@ def doctor(checkpoint=None) -> Report:
         _check_version(package, floor, facts, problems)
     problems += [(f"{package} is not installed", INSTALL) for package in NEEDED if find_spec(package) is None]
     _check_helpers(facts, problems)
-    if not problems:  # with a package missing there is nothing to ask torch
+    if not problems:  # otherwise torch may be missing or too old
         parameters = _check_checkpoint(checkpoint, facts, problems)
         device = _describe_machine(facts)
         if parameters is not None:
@@ -103,7 +103,7 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def _check_helpers(facts: list, problems: list) -> None:
-    """Add the version, and why the import of `helpers` failed where no other package's version says so."""
+    """Add the version, and why importing `helpers` failed if no problem so far explains it."""
     from . import __version__, import_error
 
     facts.append(("helpers", __version__))
@@ -153,7 +153,7 @@ def _describe_machine(facts: list):
 
 
 def _describe_choices(parameters: int, device, facts: list, problems: list) -> None:
-    """Add what suits a model of so many parameters on the device, and whether it fits there."""
+    """Add the settings for a model of so many parameters on the device, and whether it fits there."""
     dtype, quantization = choose_dtype(device, parameters), choose_quantization(device, parameters)
     attention = choose_attention(device, dtype.value)
     size = size_of_weights(parameters, dtype.value, quantization.value) / 1e9

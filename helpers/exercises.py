@@ -152,7 +152,7 @@ def check_price_schema(answer) -> None:
     wrong = [*"2.15 $2.1 $2,15 $2.155 $.15 $x.15 $2.xx $-2.15 $1.2.15".split(), "about $2.15", "$2.15 each", 2.15]
     try:
         right = all(map(takes, ("$2.15", "$10.00", "$7.05", "$340.99"))) and not any(map(takes, wrong))
-    except Exception as error:  # whatever a broken schema makes of the package
+    except Exception as error:  # a broken schema can fail anywhere in the package
         print("Not yet: this is no valid schema:", error)
         return
     _verdict(right, "prices pass, everything else is refused.", hint)

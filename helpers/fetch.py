@@ -1,4 +1,4 @@
-"""Fetch one file over http(s) within limits that hold: time, bytes, redirects, and whom it connects to."""
+"""Fetch one file over http(s) within strict limits on time, bytes, redirects and addresses."""
 
 import contextlib
 import ipaddress
@@ -24,8 +24,8 @@ def fetch(url: str, *, max_bytes: int, timeout: float, allow_private: bool = Fal
 
     Raises FetchError.
     """
-    # A timeout of requests is per read, and a name look-up has none, so the deadline is kept from outside; a read's
-    # own comes later, or now the one and now the other would be told.
+    # requests' timeout is per read, and a name look-up has none, so the deadline is kept from outside. The reads get a
+    # later timeout, so that it is always the deadline that is reported.
     transfer = _Transfer(max_bytes, timeout + 1, allow_private)
     worker = threading.Thread(target=transfer.run, args=(url,), daemon=True)
     worker.start()
@@ -43,7 +43,7 @@ def fetch(url: str, *, max_bytes: int, timeout: float, allow_private: bool = Fal
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address (text) is reachable on the public internet, whatever IPv4 address it wraps."""
+    """Whether an IP address (text), or the IPv4 address that it wraps, is one of the public internet."""
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
         if ip.is_site_local:  # fec0::/10, deprecated, which `ipaddress` calls global
@@ -81,7 +81,7 @@ class _Transfer:
             sock.close()
 
     def connect(self, host: str, port: int, socket_options) -> socket.socket:
-        """Open a socket to `host`, whose every address was looked at first and is then used as it is."""
+        """Open a socket to `host`: all of its addresses are checked, then used without a second look-up."""
         from urllib3.util.connection import create_connection
 
         try:
@@ -136,7 +136,7 @@ class _Transfer:
                 raise FetchError(
                     "it redirects to something that is not an http(s) address; use the address of the picture itself"
                 )
-            # One session an address: a connection kept from the redirect may be closed when it is used again.
+            # A session for each address: a connection that is kept alive may be closed by the time it is reused.
             with (
                 self._session() as session,
                 session.get(url, stream=True, allow_redirects=False, timeout=self.timeout) as response,
@@ -157,7 +157,7 @@ class _Transfer:
         body = bytearray()
         if announced.isdecimal() and int(announced) > self.max_bytes:
             raise FetchError(self._too_big())
-        for chunk in response.iter_content(CHUNK_BYTES):  # unpacked, so that zip bombs end here too
+        for chunk in response.iter_content(CHUNK_BYTES):  # decompressed, so that zip bombs end here too
             body += chunk
             if len(body) > self.max_bytes:
                 raise FetchError(self._too_big())

@@ -17,7 +17,7 @@ from .prompts import format_prompt
 if TYPE_CHECKING:  # for editors
     from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
-#: Settings of `generate` that every answer here relies on, whatever a checkpoint's own say.
+#: Settings of `generate` that every answer here relies on, whatever the checkpoint's generation config says.
 FIXED_SETTINGS = {
     "use_cache": True,
     "num_beams": 1,
@@ -99,8 +99,8 @@ def generate(
     """Return the model's answer to `prompt` about `images`.
 
     Args:
-        prompt: a plain question, or a whole prompt that starts with `<|user|>` or `<|system|>`; this is passed on as
-            it is, only without spaces or `<s>` before it. Put text from strangers through `format_prompt` first.
+        prompt: a plain question, or a whole prompt that starts with `<|user|>` or `<|system|>`; the latter is passed on
+            as it is, without spaces or `<s>` before it. Put untrusted text through `format_prompt` first.
         images: one picture (anything `load_image` takes), a list of them, or None.
         max_new_tokens: the answer is cut off after this many tokens.
         temperature: 0 takes the likeliest token each time; higher values draw at random.
@@ -109,7 +109,8 @@ def generate(
     Ctrl-C stops the answer at once and leaves the model ready for the next question.
 
     Raises:
-        ValueError: an empty question, tags that do not match the pictures, or an impossible setting or order.
+        ValueError: an empty question, tags that do not match the pictures, an impossible setting, or arguments in
+            the wrong order.
         ImageLoadError: a picture that cannot be read.
         RuntimeError: out of memory, with what to change.
     """
@@ -138,7 +139,7 @@ def stream(
 
     If several streams run at once, only one of them uses the compiled step of `compile=True`.
     """
-    if not (hasattr(model, "generate") and hasattr(processor, "tokenizer")):  # forgotten, swapped, or still a pair
+    if not (hasattr(model, "generate") and hasattr(processor, "tokenizer")):  # forgotten, swapped, or in one tuple
         raise ValueError("Pass the model, the processor, the question and the pictures, in this order.")
     check_whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
@@ -146,7 +147,7 @@ def stream(
     if seed is not None and not (isinstance(seed, numbers.Real) and -(2**63) <= seed < 2**64 and seed == int(seed)):
         raise ValueError(f"seed is {seed!r}; pass a whole number, or None.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    return (yield from advised(model, _stream(model, processor, prompt, images, **settings)))
+    return (yield from explain_out_of_memory(model, _stream(model, processor, prompt, images, **settings)))
 
 
 def check_whole_number(name: str, value) -> None:
@@ -155,7 +156,9 @@ def check_whole_number(name: str, value) -> None:
         raise ValueError(f"{name} is {value!r}; pass a whole number, at least 1.")
 
 
-def advised(model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens") -> Generator:
+def explain_out_of_memory(
+    model, steps: Iterator, ask_with: str = "fewer pictures or a smaller max_new_tokens"
+) -> Generator:
     """Yield from `steps`; if these run out of memory, raise a RuntimeError that says what to change."""
     try:
         return (yield from steps)
@@ -192,21 +195,21 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
 
     hidden = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
 
-    def settles(token: int) -> bool:
-        """Whether the text before this token cannot change any more, as it can while single bytes of characters arrive,
-        with or without tokens in between that are not shown."""
+    def is_final(token: int) -> bool:
+        """Whether no later token can change the text up to this one. The bytes of one character arrive as several
+        tokens, perhaps with hidden tokens in between, so neither kind is final."""
         return token not in hidden and not _BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(token) or "<0x00>")
 
     ids, text = [], ""
     finished = False
     compiled = getattr(model, "compiled_decoding", None)
     positions = inputs["input_ids"].shape[1] + max_new_tokens
-    with compiled.lend(positions) if compiled else contextlib.nullcontext({}) as lent:
-        lent = lent or best_cache(model)
+    with compiled.reserve(positions) if compiled else contextlib.nullcontext({}) as reserved:
+        reserved = reserved or best_cache(model)
         tokens = model.generate(
             **inputs,
             **sampling,
-            **lent,
+            **reserved,
             **FIXED_SETTINGS,
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
@@ -218,7 +221,7 @@ def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, se
             ids.append(token)
             if token in ends:
                 finished = True
-            elif settles(token):
+            elif is_final(token):
                 longer = decode(tokenizer, ids)
                 if len(longer) > len(text):
                     yield longer[len(text) :]
@@ -242,24 +245,24 @@ def token_by_token(
 ) -> Iterator[int]:
     """transformers' own sampling loop for one row, as a generator of token ids.
 
-    `generate` prepares the arguments and hands this generator back, so that the caller sets the pace. `one_step`
-    takes the model's place where a single token goes in; a GPU is then given the next step before the last one's
-    token is read, so that it never waits for Python (one step too many is begun at the end).
+    `generate` prepares the arguments and returns this generator, so that the caller sets the pace. `one_step` replaces
+    the model in steps of a single token; each step is then launched before the previous token is read, so that the GPU
+    never waits for Python (at the end, one step too many is launched).
     """
     import torch
 
     ahead, unread, first = int(one_step is not None), deque(), True
     while True:
-        with torch.no_grad():  # entered anew each step: it must not reach the caller's code between two steps
+        with torch.no_grad():  # inside the loop: it must not apply to the caller's code between two steps
             if first:
                 outputs = model._prefill(input_ids, generation_config, model_kwargs)
             else:
                 step = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-                one = one_step is not None and step["input_ids"].shape[1] == 1  # it is more when the cache is rebuilt
+                one = one_step is not None and step["input_ids"].shape[1] == 1  # more where the cache is rebuilt
                 outputs = one_step(**step) if one else model(**step, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             scores = logits_processor(input_ids, outputs.logits[:, -1].to(torch.float32, copy=True))
-            del outputs  # a whole prompt's states should not live through the next step
+            del outputs  # the next step should not hold on to a whole prompt's states
             if generation_config.do_sample:
                 token = torch.multinomial(scores.softmax(-1), num_samples=1, generator=rng)
             else:
@@ -275,8 +278,8 @@ def token_by_token(
 
 
 def _start_copy(numbers) -> Callable[[], list[int]]:
-    """Start to copy a small tensor from the GPU. The function returned waits for that copy alone, not for work that is
-    started later, and returns the numbers."""
+    """Start copying a small tensor from the GPU. The returned function waits for this copy alone, not for work that is
+    launched later, and returns the numbers."""
     import torch
 
     if numbers.device.type != "cuda":
@@ -293,8 +296,8 @@ def _start_copy(numbers) -> Callable[[], list[int]]:
 
 
 def whole_prompt(prompt: str, num_images: int) -> str:
-    """A plain question in the model's markup; what is in it already stays as it is."""
-    # The tokenizer writes <s> itself, and space before the markup would only puzzle the model.
+    """A plain question in the model's markup; a whole prompt stays as it is."""
+    # The tokenizer adds <s> itself, and space before the markup would only confuse the model.
     whole = prompt.lstrip().removeprefix("<s>").lstrip() if isinstance(prompt, str) else ""
     return whole if whole.startswith(_FORMATTED) else format_prompt(prompt, num_images)
 

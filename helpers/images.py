@@ -47,8 +47,8 @@ def load_image(
     Args:
         source: path (str or Path), http(s) URL, encoded bytes, PIL image, or numpy array of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4) with dtype uint8, uint16, bool, or float in 0..1.
-        max_pixels: largest width x height; checked before anything is decoded (and again afterwards, for only
-            then the true size of an ICO file is known). For files, Pillow has a limit of its own, 179 million.
+        max_pixels: largest width x height; checked before anything is decoded (and again afterwards, as
+            the true size of an ICO file is known only then). For files, Pillow has a limit of its own, 179 million.
         max_bytes: largest encoded size of a file, a download or bytes.
         timeout: seconds for a whole download, redirects included.
         background: colour put behind transparent pixels, as PIL names colours.
@@ -79,7 +79,7 @@ def load_image(
             data, hint = _read_bytes(source, max_bytes, timeout, allow_private)
             image = _open(data, hint)
         _check_size(image.size, max_pixels)
-        with _no_warnings():  # of damaged metadata that the pixels do not need
+        with _no_warnings():  # about damaged metadata that the pixels do not need
             image.load()
             _check_size(image.size, max_pixels)  # some containers only tell the true size when decoded
             return _to_rgb(_upright(image), colour)
@@ -181,7 +181,7 @@ def _open(data: bytes, hint: str) -> Image.Image:
 
 @contextlib.contextmanager
 def _no_warnings():
-    """No warnings inside; what changes that changes it for all threads, so one at a time."""
+    """Silence warnings inside. The filters belong to all threads, so only one thread at a time changes them."""
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -215,7 +215,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Bring modes I;16, I and F to L, or to LA where one grey value stands for "transparent"."""
+    """Convert modes I;16, I and F to L, or to LA if one grey value means "transparent"."""
     values = np.asarray(image)
     wide = image.mode.startswith("I;16")
     if image.mode == "F":
@@ -251,7 +251,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Values of 8, 10, 12, 14 or 16 bits, as few as hold the largest, as uint8."""
+    """Scale to uint8 from the smallest range of 8, 10, 12, 14 or 16 bits that holds the largest value."""
     largest = values.max()
     white = next((white for white in (255, 1023, 4095, 16383) if largest <= white), 65535)
     return _round(values * (255 / white))

@@ -1,9 +1,9 @@
 """Linear layers in 8 bits for the CPU: a quarter of the memory of float32, and one and a half to four times its speed.
 
-`load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are read;
-each row of activations is rounded as it arrives. As in LLM.int8() (Dettmers et al., 2022,
-https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they take a second pass. Where that
-costs no time, the few rows of a step that writes a token keep more bits.
+`load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are loaded;
+activations are rounded row by row, at each call. As in LLM.int8() (Dettmers et al., 2022,
+https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they get a second pass. Where it costs
+no time, the few rows of a step that writes a token keep more bits.
 """
 
 import functools
@@ -19,9 +19,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .int8_kernels import FEW, by_fbgemm, by_vnni, few_by_bfloat16, kernel_of_this_cpu
 
 METHOD = "phi3_v_int8"
-#: The embedding is a table and the head decides between near words; both keep their precision.
+#: The head keeps its precision, as it decides between close tokens; so does the embedding, which is a look-up table.
 KEPT = "lm_head"
-#: A row whose largest value is so many times its root mean square loses 2 % of itself in 8 bits.
+#: A row whose largest value is this many times its root mean square has a relative error of 2 % in 8 bits.
 OUTLIER = 9.0
 
 
@@ -35,13 +35,13 @@ class Int8Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        # Not int8 yet: transformers brings what it reads to the dtype that it finds here, and `_Round` rounds it then.
+        # Not int8 yet: transformers casts what it loads to the dtype of this parameter, then `_Round` rounds it.
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def pack(self):
-        """To be called once, when the weight is there. The packed one takes its place, and cannot be pickled."""
+        """Call this once, after the weight is loaded. The packed weight replaces it and cannot be pickled."""
         kernel, _ = kernel_of_this_cpu()
         weight, self.weight = self.weight.detach(), None
         multiply = kernel(weight)
@@ -52,12 +52,12 @@ class Int8Linear(nn.Module):
             self.multiply_few = functools.partial(few_by_bfloat16, weight)
 
     def check_move(self, fn: Callable):
-        """Refuses what `to` and its like would change: what is packed cannot follow."""
+        """Refuses a new device or dtype, as from `to`: packed weights cannot be moved or converted."""
         now, then = self.weight_scale, fn(self.weight_scale)
         if self.weight is None and (now.device, now.dtype) != (then.device, then.dtype):
             raise RuntimeError(
-                "A model in 8 bits stays on its device and in its dtypes; load it anew with the device or dtype you "
-                "want, or with quantization=False."
+                "A model in 8 bits cannot change its device or dtype; load it again with the ones you want, or with "
+                "quantization=False."
             )
 
     def _apply(self, fn, recurse=True):
@@ -77,7 +77,7 @@ class Int8Linear(nn.Module):
 
 
 def in_8_bits(multiply: Callable, rows: torch.Tensor) -> torch.Tensor:
-    """The product with rows of 8 bits, and a second pass for what these leave of the rows with outliers."""
+    """The product with the rows in 8 bits, and a second pass for the rounding errors of rows with outliers."""
     scale = largest(rows) / 127
     whole = (rows / scale).round_()
     y = multiply(whole).mul_(scale)
@@ -91,8 +91,8 @@ def in_8_bits(multiply: Callable, rows: torch.Tensor) -> torch.Tensor:
 
 
 def in_15_bits(multiply: Callable, rows: torch.Tensor) -> torch.Tensor:
-    """The product with coarse steps of the rows and the fine ones between two of them, both at once. For one or two
-    rows it takes hardly longer than the coarse ones alone: reading the weight takes the time."""
+    """The product with the rows split into a coarse and a fine part of 8 bits each, both at once. For one or two rows
+    it takes hardly longer than the coarse part alone: most of the time goes into reading the weight."""
     scale = largest(rows) / (127 * 127)
     fine = (rows / scale).round_()
     coarse = (fine / 127).round_()
@@ -121,7 +121,7 @@ class Int8Config(QuantizationConfigMixin):
 
 
 class _Round(ConversionOps):
-    """A weight to its int8 values and their scales, while the file is read."""
+    """Turns a weight into int8 values and scales while the file is loaded."""
 
     def __init__(self, hf_quantizer):
         self.hf_quantizer = hf_quantizer
@@ -135,7 +135,7 @@ class _Round(ConversionOps):
 
 @register_quantizer(METHOD)
 class Int8Quantizer(HfQuantizer):
-    """Puts an `Int8Linear` in the place of every linear layer but the head."""
+    """Replaces every linear layer but the head with an `Int8Linear`."""
 
     requires_calibration = False
     is_trainable = False

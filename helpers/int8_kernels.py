@@ -1,7 +1,7 @@
-"""Products of whole numbers in 8 bits, by what this CPU is fast at.
+"""Integer matrix products in 8 bits, by the kernel that is fastest on this CPU.
 
-Each `by_...` takes an int8 weight (out, in) and returns what multiplies it: whole rows from -127 to 127, float32
-(n, in), to `rows weightᵀ`, float32 (n, out).
+Each `by_...` takes an int8 weight (out, in) and returns a function that multiplies by it: from rows of integers
+between -127 and 127, float32 (n, in), to `rows weightᵀ`, float32 (n, out).
 """
 
 import contextlib
@@ -12,24 +12,24 @@ from collections.abc import Callable
 
 import torch
 
-#: So many rows are few, as in the step that writes a token.
+#: Up to this many rows count as few, as in the step that writes a token.
 FEW = 8
 
 
 def by_vnni(weight: torch.Tensor) -> Callable:
-    """By PyTorch, with AVX512-VNNI. It has nothing but a plain loop for other CPUs."""
+    """By PyTorch, for CPUs with AVX512-VNNI. On others it is only a plain loop."""
     return lambda rows: torch._int_mm(rows.to(torch.int8), weight.t()).float()
 
 
 def by_fbgemm(weight: torch.Tensor) -> Callable:
-    """By FBGEMM, for other x86 CPUs: it packs the weight once and reads it as fast as the memory gives it.
+    """By FBGEMM, for other x86 CPUs: it packs the weight once and reads it at the full speed of the memory.
 
-    PyTorch calls these functions deprecated. Where they are gone, `by_onednn` is next.
+    PyTorch has deprecated these functions. Where they are gone, `by_onednn` is next.
     """
     packed = torch.fbgemm_pack_quantized_matrix(weight)
     sums, bias = weight.sum(1, dtype=torch.int32), torch.zeros(len(weight), dtype=torch.float32)
-    shape = weight.new_empty(1, 1).expand(weight.shape)  # of the weight itself only the shape is looked at
-    # The rows are rounded once more, by the smallest and largest value among them; this row makes that change nothing.
+    shape = weight.new_empty(1, 1).expand(weight.shape)  # of this argument only the shape is used
+    # FBGEMM rounds the rows again, over the range of all values in them; with this row in it, that changes nothing.
     span = torch.zeros(1, weight.shape[1], dtype=torch.float32)
     span[0, :2] = torch.tensor([-128.0, 127.0])
 
@@ -41,7 +41,7 @@ def by_fbgemm(weight: torch.Tensor) -> Callable:
 
 
 def by_onednn(weight: torch.Tensor) -> Callable:
-    """By oneDNN, for x86 too. It packs the weight anew each time, as `few_by_bfloat16` wants it unpacked."""
+    """By oneDNN, for x86 too. It packs the weight at each call, as `few_by_bfloat16` needs it unpacked."""
     ones = torch.ones(len(weight), dtype=torch.float32)
     zeros = torch.zeros(len(weight), dtype=torch.int64)
 
@@ -60,21 +60,21 @@ def by_float(weight: torch.Tensor) -> Callable:
 
 
 def few_by_bfloat16(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The product for a few rows (n, in) of any numbers, rounded to bfloat16. The fastest way for so few on CPUs that
-    take neither `by_fbgemm` nor `by_vnni`."""
+    """The product for a few rows (n, in) of any floats, rounded to bfloat16. The fastest for so few on CPUs that use
+    neither `by_fbgemm` nor `by_vnni`."""
     ones = torch.ones(len(weight), dtype=torch.bfloat16)
     return torch._weight_int8pack_mm(rows.bfloat16(), weight, ones).float()
 
 
 @functools.cache
 def kernel_of_this_cpu() -> tuple[Callable, int]:
-    """The fastest of these that this CPU gets right, and the largest weight for it, 127 or 63. It is tried out:
-    without VNNI 16-bit sums of two products overflow above 63."""
+    """The fastest kernel that is exact on this CPU, and the largest weight for which it is, 127 or 63. Both are found
+    by trial: without VNNI, 16-bit sums of two products overflow above 63."""
     x86 = [by_vnni] if torch.cpu.get_capabilities().get("avx512_vnni") else [by_fbgemm, by_onednn]
     rows = torch.full((FEW + 1, 64), 127.0, dtype=torch.float32)
     for kernel, limit in (*itertools.product(x86, (127, 63)), (by_float, 127)):
         weight = torch.full((16, 64), limit, dtype=torch.int8)
-        # Not every build has all of them, and what is deprecated says so at the first call.
+        # Not every build has all of them, and deprecated ones warn at the first call.
         with contextlib.suppress(RuntimeError, AttributeError, TypeError), warnings.catch_warnings(action="ignore"):
             multiply = kernel(weight)
             if all((multiply(sign * rows) == sign * 64 * 127 * limit).all() for sign in (1, -1)):

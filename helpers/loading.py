@@ -63,8 +63,8 @@ def load_model_and_processor(
             transformers quantization config, or False for none; by default what
             `helpers.machine.choose_quantization` says, or none if a `dtype` is given.
         num_crops: the most tiles a picture may use; fewer tiles cost fewer tokens and less memory.
-        compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token and parts of what
-            comes before it (`helpers.compiled`). Loading takes longer; answers come faster.
+        compile: CUDA only, with "sdpa" or "eager": compiles the step that writes one token, and parts of
+            reading the prompt (`helpers.compiled`). Loading takes longer; answers come faster.
         local_files_only: never ask the hub.
 
     Only safetensors weights and this package's own code are used. A folder with a SHA256SUMS file is checked
@@ -77,19 +77,19 @@ def load_model_and_processor(
     """
     from safetensors import SafetensorError
 
-    # What cannot be is refused before anything is downloaded.
+    # Impossible settings are refused before anything is downloaded.
     device = _device_named(device) if device is not None else choose_device().value
     dtype = _dtype_named(dtype)
     _check_settings(device, attn_implementation, quantization, num_crops, compile)
     if device.type == "cuda":
-        gc.collect()  # a compiled model that was dropped refers to itself and would still fill the memory
+        gc.collect()  # a compiled model that was deleted is a reference cycle and would keep its memory
     name = checkpoint_name(checkpoint)
     if name in PARAMETERS:
-        _weights_that_fit(PARAMETERS[name], device, dtype, quantization)
+        _dtype_and_quantization(PARAMETERS[name], device, dtype, quantization)
     folder = find_checkpoint(checkpoint, revision=revision, local_files_only=local_files_only)
     verify_checksums(folder)
     parameters = count_parameters(folder)
-    dtype, quantization = _weights_that_fit(parameters, device, dtype, quantization)
+    dtype, quantization = _dtype_and_quantization(parameters, device, dtype, quantization)
     attention = attn_implementation or ("sdpa" if compile else choose_attention(device, dtype).value)
     quantization = _quantization_config(quantization, device, dtype)
 
@@ -116,7 +116,7 @@ def load_model_and_processor(
         )
         return (model if quantization else model.to(device)), sorted(report["missing_keys"])
 
-    processor = _explained(read_processor, folder, device, damage=Exception)  # no setting has a say in it
+    processor = _explained(read_processor, folder, device, damage=Exception)  # the settings cannot be at fault
     with _quiet(parameters < SMALL):
         model, missing = _explained(read_model, folder, device, damage=(OSError, SafetensorError, json.JSONDecodeError))
     if missing:  # they would be random numbers
@@ -185,13 +185,13 @@ def _check_quantization(quantization: str | bool, device) -> None:
         lacks = f"{' and '.join(missing)} missing" if cuda else f"the device is {device.type}"
         raise RuntimeError(
             f'quantization="{quantization}" needs a CUDA GPU and `pip install bitsandbytes accelerate`; here '
-            f'{lacks}. Else leave quantization out, or on a CPU pass quantization="int8".'
+            f'{lacks}. Otherwise leave quantization out, or on a CPU pass quantization="int8".'
         )
 
 
-def _weights_that_fit(parameters: int, device, dtype, quantization) -> tuple:
-    """The dtype and the quantization asked for or the best ones, if so many weights fit into memory with them."""
-    if quantization is None and dtype is None:  # who names a dtype wants the weights in it
+def _dtype_and_quantization(parameters: int, device, dtype, quantization) -> tuple:
+    """The given dtype and quantization or else the best ones; raises if the weights would not fit into memory."""
+    if quantization is None and dtype is None:  # a given dtype is meant for the weights
         quantization = choose_quantization(device, parameters).value
     dtype = dtype or choose_dtype(device, parameters).value
     if lack := lack_of_memory(parameters, device, dtype, quantization):
@@ -215,7 +215,7 @@ def _quantization_config(quantization, device, dtype):
 
 
 def _compile(model, processor) -> None:
-    """Compile now, in sight, rather than in the middle of the first answer."""
+    """Compile now, with a progress bar, rather than in the middle of the first answer."""
     from PIL import Image
     from tqdm import tqdm
 
@@ -231,7 +231,7 @@ def _compile(model, processor) -> None:
 
 @contextlib.contextmanager
 def _quiet(quiet: bool):
-    """Switch transformers' progress bar off for a model that loads at once anyway."""
+    """Hide transformers' progress bar for a model that loads in a moment."""
     from transformers.utils import logging
 
     if not quiet or not logging.is_progress_bar_enabled():

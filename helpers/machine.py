@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SMALL = 100_000_000  # parameters; below, float32 costs next to nothing and keeps stored answers stable
+SMALL = 100_000_000  # parameters; below this, float32 costs next to nothing and keeps stored answers stable
 
 
 class Choice(NamedTuple):
@@ -76,8 +76,8 @@ def choose_attention(device, dtype) -> Choice:
 
 
 def disable_cudnn_attention() -> None:
-    """Turn cuDNN's attention off in this process. Where PyTorch prefers it (on an H100) it is planned anew for each
-    length of a prompt, which takes longer than it saves."""
+    """Turn cuDNN's attention off in this process. Where PyTorch prefers it (on an H100), it makes a new plan for each
+    prompt length, which takes longer than it saves."""
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -85,7 +85,7 @@ def disable_cudnn_attention() -> None:
 
 @contextlib.contextmanager
 def cudnn_attention() -> Iterator[None]:
-    """Allow cuDNN's attention inside: it pays where the length stays the same, as in the step of `helpers.compiled`."""
+    """Allow cuDNN's attention inside: it pays off where lengths stay the same, as in the step of `helpers.compiled`."""
     import torch
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
@@ -97,14 +97,14 @@ def cudnn_attention() -> Iterator[None]:
 
 
 def available_memory(device) -> int:
-    """Free bytes where a model on `device` would lie."""
+    """Free bytes in the memory that a model on `device` would use."""
     import psutil
     import torch
 
     device = torch.device(device)
     if device.type != "cuda":
         return psutil.virtual_memory().available
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached by torch
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
@@ -123,7 +123,7 @@ def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[s
     import torch
 
     if quantization and device.type != "cpu":
-        return None  # how much is left of the weights depends on the method
+        return None  # their size depends on the method
     needed, free = size_of_weights(parameters, dtype, quantization), available_memory(device)
     if needed <= free:
         return None

@@ -22,7 +22,7 @@ def format_prompt(
     the place of a picture.
 
     Raises:
-        ValueError: an empty question, a `num_images` that is not a whole number or below 0, or texts that are not
+        ValueError: an empty question, a `num_images` that is negative or not a whole number, or texts that are not
             strings.
     """
     if not isinstance(question, str) or not question.strip():

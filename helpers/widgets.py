@@ -14,7 +14,7 @@ from .prompts import format_prompt
 if TYPE_CHECKING:  # for editors
     from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
-PREVIEW = (480, 240)  # at most so many pixels wide and high
+PREVIEW = (480, 240)  # largest width and height, in pixels
 QUESTION = "Help me get the title and author information of this book?"
 TEXT_QUESTION = "What does the text say?"
 EXAMPLES = (
@@ -41,7 +41,7 @@ def ask_about_your_pictures(model: "Phi3VForCausalLM", processor: "Phi3VProcesso
         max_new_tokens: an answer is cut off after this many tokens.
 
     Raises:
-        ValueError: max_new_tokens is not a whole number of at least 1. What goes wrong later is told in the box.
+        ValueError: max_new_tokens is not a whole number of at least 1. Later errors are shown in the box.
     """
     check_whole_number("max_new_tokens", max_new_tokens)
     return _Asker(model, processor, max_new_tokens).box
@@ -62,7 +62,7 @@ class _Asker:
         self.stopping = threading.Event()
         wide = {"width": "auto", "max_width": "640px"}  # "100%" would cut the right border off in a narrow window
 
-        # None is disabled, not even those that only tell something: the Tab key and copying would pass them by.
+        # None is disabled, not even those that only show something: Tab would skip it, and it could not be copied.
         def text(description, value, rows):
             return ipywidgets.Textarea(value, description=description, rows=rows, layout=wide)
 
@@ -89,7 +89,7 @@ class _Asker:
         self.stop.on_click(lambda _: self.stopping.set())
 
         class Box(ipywidgets.VBox):
-            def __repr__(self) -> str:  # what is left of the box in a stored notebook
+            def __repr__(self) -> str:  # what a stored notebook shows instead of the box
                 return "Box to upload pictures and ask about them; run this cell to use it."
 
         buttons = ipywidgets.HBox([self.ask, self.stop])
@@ -98,12 +98,12 @@ class _Asker:
         self.box.asker = self
 
     def _take_uploads(self, change) -> None:
-        if change["new"] and not self.ask.disabled:  # an answer may be being written about another picture
+        if change["new"] and not self.ask.disabled:  # not while an answer about another picture is written
             self._take([(file["name"], file["content"]) for file in change["new"]])
 
     def _take_drawing(self, _button) -> None:
         if self.ask.disabled:
-            return  # an answer is being written about another picture
+            return  # as above
         try:
             self._take([("Drawn", draw_text(self.words.value))])
             self.upload.value = ()  # so that the same file can be uploaded again
@@ -112,7 +112,7 @@ class _Asker:
             self.status.value = _sentence(error)
 
     def _take(self, sources: list) -> None:
-        """Show pictures, given as (name, what `load_image` takes); if one cannot be used, say so and keep the old."""
+        """Show pictures, given as (name, what `load_image` takes); if one is unusable, say so and keep the old ones."""
         pictures, facts = [], []
         for name, source in sources:
             try:
@@ -134,11 +134,11 @@ class _Asker:
         self.preview.layout.display = ""
         self.facts.value, self.facts.rows = "\n".join(facts), len(facts)
         self.pictures = pictures
-        self.text.value, self.status.value = "", "Ready."  # what was said about another picture goes
+        self.text.value, self.status.value = "", "Ready."  # clears what was said about another picture
 
     def _start(self, _button) -> None:
         if self.ask.disabled:
-            return  # a second click on its way while the button was greyed out
+            return  # a second click, made before the button was greyed out
         if not self.pictures:
             self.status.value = "There is no picture yet: upload or draw one first."
             return
@@ -164,7 +164,7 @@ class _Asker:
             self.status.value = self.answer.cost()
         except (ValueError, RuntimeError) as error:  # ImageLoadError is a ValueError
             self.status.value = _sentence(error)
-        except Exception as error:  # a thread's error would reach nobody
+        except Exception as error:  # in a thread it would be lost
             self.status.value = f"{type(error).__name__}: {_sentence(error)}"
         finally:
             if pieces is not None:

@@ -101,8 +101,8 @@ def test_two_answers_at_once(tiny, graphs):
     left.close()
     with tiny[0].register_forward_hook(fail), pytest.raises(RuntimeError, match="something else"):
         generate(*tiny, *asked[0])
-    with tiny[0].compiled_decoding.lend(100) as lent:
-        assert lent
+    with tiny[0].compiled_decoding.reserve(100) as reserved:
+        assert reserved
 
 
 def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
 
 def test_a_cache_that_an_answer_failed_with_is_not_lent_again(tiny, graphs):
     compiled = tiny[0].compiled_decoding
-    with pytest.raises(RuntimeError, match="CUDA out of memory"), compiled.lend(100):
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), compiled.reserve(100):
         raise RuntimeError("CUDA out of memory")
     assert compiled._room == 0
 
@@ -148,10 +148,10 @@ def test_a_model_that_was_moved_gets_another_cache(golden_checkpoint):
 
 def test_what_is_longer_than_the_model_is_not_compiled(tiny, graphs):
     positions = tiny[0].config.max_position_embeddings
-    with tiny[0].compiled_decoding.lend(positions) as lent:
-        assert lent[CACHE].get_max_length() >= positions
-    with tiny[0].compiled_decoding.lend(positions + 1) as lent:
-        assert lent == {}
+    with tiny[0].compiled_decoding.reserve(positions) as reserved:
+        assert reserved[CACHE].get_max_length() >= positions
+    with tiny[0].compiled_decoding.reserve(positions + 1) as reserved:
+        assert reserved == {}
 
 
 def test_only_the_compiled_step_plans_its_attention(monkeypatch):
@@ -170,12 +170,12 @@ def test_a_step_is_begun_before_the_last_ones_token_is_read(tiny, graphs):
     """A GPU then never waits for Python; the first token comes at once, and at the end one step is too many."""
     model, processor = tiny
     begun = []
-    with model.compiled_decoding.lend(100) as lent:
-        step = lent.pop("one_step")
-        lent["one_step"] = lambda **inputs: (begun.append(inputs), step(**inputs))[1]
+    with model.compiled_decoding.reserve(100) as reserved:
+        step = reserved.pop("one_step")
+        reserved["one_step"] = lambda **inputs: (begun.append(inputs), step(**inputs))[1]
         inputs = processor("<|user|>\nWhat is this?<|end|>\n<|assistant|>\n")
         settings = {"do_sample": False, "max_new_tokens": 5, "custom_generate": token_by_token}
-        tokens = model.generate(**inputs, **lent, **FIXED_SETTINGS, **settings)
+        tokens = model.generate(**inputs, **reserved, **FIXED_SETTINGS, **settings)
         assert [len(begun) for _ in tokens] == [0, 2, 3, 4, 5]
 
 

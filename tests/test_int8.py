@@ -47,7 +47,7 @@ def errors(layers, x: torch.Tensor) -> torch.Tensor:
 def test_what_is_packed_stays_where_it_is(where):
     layer = int8_of(nn.Linear(64, 32).requires_grad_(False))
     assert layer.to("cpu") is layer
-    with pytest.raises(RuntimeError, match="load it anew"):
+    with pytest.raises(RuntimeError, match="load it again"):
         nn.Sequential(layer).to(where)
     assert layer(torch.ones(1, 64)).dtype == torch.float32
 
@@ -176,7 +176,7 @@ def test_a_model_that_cannot_be_moved_is_left_whole(rounded, where):
     model, _ = rounded
     before = {name: (parameter.device, parameter.dtype) for name, parameter in model.named_parameters()}
     for part in (model, model.model):
-        with pytest.raises(RuntimeError, match="load it anew"):
+        with pytest.raises(RuntimeError, match="load it again"):
             part.to(where)
     assert {name: (parameter.device, parameter.dtype) for name, parameter in model.named_parameters()} == before
 

@@ -50,7 +50,7 @@ def test_number_of_tokens(image_size, patches):
         assert 1 <= w * h <= 16
         expected = (h * w + 1) * half**2 + 1 + (h + 1) * half
         assert image_processor.get_num_image_tokens(h * image_size, w * image_size) == expected
-    with pytest.raises(ValueError, match="450 x 900 pixels are no whole tiles"):
+    with pytest.raises(ValueError, match="450 x 900 pixels are not a whole number of tiles"):
         image_processor.get_num_image_tokens(450, 900)
 
 

@@ -272,7 +272,7 @@ def test_pictures_are_never_lost(model, inputs):
     for message, case in cases.items():
         with pytest.raises(ValueError, match=message):
             model(**case)
-    with pytest.raises(ValueError, match="need `input_ids`"):
+    with pytest.raises(ValueError, match="go with `input_ids`"):
         model(inputs_embeds=torch.zeros(1, 4, 48), pixel_values=pixels, image_sizes=sizes)
     with pytest.raises(ValueError, match="exactly one"):
         model(pixel_values=pixels, image_sizes=sizes)

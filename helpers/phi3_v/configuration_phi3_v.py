@@ -67,7 +67,7 @@ class Phi3VConfig(Phi3Config):
         if rope.get("rope_type", rope.get("type")) in ("su", "longrope"):
             rope.pop("type", None)
             rope["rope_type"] = "longrope"
-            # The scale that was trained with stays where a caller lowers max_position_embeddings afterwards.
+            # Stored, so that the trained scale stays if a caller lowers max_position_embeddings afterwards.
             rope.setdefault("factor", self.max_position_embeddings / self.original_max_position_embeddings)
         self.rope_parameters = rope
         return super().convert_rope_params_to_dict(**kwargs)
@@ -80,7 +80,7 @@ class Phi3VConfig(Phi3Config):
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids of `</s>`, `<|endoftext|>` and `<|end|>`."""
-        # Counted from one whose id is stored: the vocabulary may be resized.
+        # Relative to an id that is stored, as the vocabulary may be resized.
         return [2, self.image_token_id - 44, self.image_token_id - 37]
 
 

@@ -17,7 +17,7 @@ CPU_FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
 
 
 class Phi3VImageProcessorKwargs(TypedDict, total=False):
-    """All that may differ from call to call."""
+    """The settings that a call may override."""
 
     num_crops: int | None
     return_tensors: str | None
@@ -32,7 +32,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
     image_size (`int`, defaults to 336):
         Side of a tile in pixels, as in the model's vision tower.
     num_img_tokens (`int`, *optional*):
-        Image tokens of a tile, (patches per side / 2)². By default 144, or those of patches of 14 pixels.
+        Image tokens of a tile, (patches per side / 2)². By default those of patches of 14 pixels, as 144 for 336.
     image_mean, image_std (`list[float]`, *optional*):
         Mean and standard deviation of each channel, of pixels in 0..1. CLIP's by default.
     """
@@ -82,23 +82,23 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
     def get_num_image_tokens(self, height: int, width: int) -> int:
         """
-        Image tokens of a picture of `height` x `width` pixels, padded (`image_sizes`). For h x w tiles of n x
-        n tokens: (h w + 1) n² for tiles and global view, h n + n to end their rows, and 1 between them.
+        Image tokens of a picture of padded size `height` x `width` (`image_sizes`). For h x w tiles of n x n
+        tokens: (h w + 1) n² for tiles and global view, h n + n to end their rows, and 1 between them.
 
-        Raises `ValueError` for sizes that are no whole tiles.
+        Raises `ValueError` for sizes that are not a whole number of tiles.
         """
         if height % self.image_size or width % self.image_size:
             raise ValueError(
-                f"{height} x {width} pixels are no whole tiles of {self.image_size}. Pass height and width as "
-                "`image_sizes` has them; for the file's own, `get_tile_grid` says how many tiles it fills."
+                f"{height} x {width} pixels are not a whole number of tiles of {self.image_size}. Pass height and "
+                "width from `image_sizes`; for an unpadded picture, `get_tile_grid` says how many tiles it fills."
             )
         h, w = height // self.image_size, width // self.image_size
         return (h * w + 1) * self.num_img_tokens + 1 + (h + 1) * math.isqrt(self.num_img_tokens)
 
     def preprocess(self, images, num_crops: int | None = None, return_tensors=None) -> BatchFeature:
         """
-        images: a PIL image, a uint8 array (height, width) or (height, width, 1, 3 or 4), a path, or what else
-            transformers fetches, such as a URL; or a list of these.
+        images: a PIL image, a uint8 array (height, width) or (height, width, 1, 3 or 4), a path, or
+            anything else that transformers fetches, such as a URL; or a list of these.
 
         Returns `pixel_values`, float32 (pictures, num_crops + 1, 3, image_size, image_size): the global view,
         the tiles row by row, then zeros; and `image_sizes`, int64 (pictures, 2): padded height and width.
@@ -116,7 +116,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
     def _to_rgb(self, image) -> Image.Image:
         if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
-            image = ImageOps.exif_transpose(Image.open(image))  # as transformers does, but with all its bits
+            image = ImageOps.exif_transpose(Image.open(image))  # as transformers does, but not cut to 8 bits
         elif isinstance(image, (str, os.PathLike)):
             image = self.fetch_images(os.fspath(image))
         shape = getattr(image, "shape", ())
@@ -126,21 +126,21 @@ class Phi3VImageProcessor(BaseImageProcessor):
             raise ValueError(
                 "An image must be a PIL image or a uint8 array (height, width) or (height, width, 1, 3 or 4), got "
                 f"{type(image).__name__} of type {getattr(image, 'dtype', None)} and shape {tuple(shape)}. "
-                "Colours stand last: of a tensor (3, height, width) take `.permute(1, 2, 0).numpy()`. Floats in 0..1 "
-                "then go through `helpers.load_image`."
+                "Channels come last: turn a tensor (3, height, width) by `.permute(1, 2, 0).numpy()`. Pass floats in "
+                "0..1 through `helpers.load_image`."
             )
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             raise ValueError(
-                f"A picture of mode {image.mode} has more than 8 bits a pixel, and Pillow would cut off all above 255. "
+                f"A picture of mode {image.mode} has more than 8 bits a pixel, and Pillow would clip values above 255. "
                 "Pass `helpers.load_image(picture)`, which scales them."
             )
-        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy a photo for nothing
+        return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy it
 
     def _cut(self, image, tiles: torch.Tensor, num_crops: int) -> tuple[int, int]:
         """Writes global view and tiles of a picture into `tiles`; returns its padded height and width."""
         size, image = self.image_size, self._to_rgb(image)
         height, width = self.get_resized_size(image.height, image.width, num_crops)
-        # Like the original, scale portraits lying on their side: it can change the rounding.
+        # Like the original, resize portraits transposed: it can change the rounding.
         if image.width < image.height:
             resized = image.transpose(Image.TRANSPOSE).resize((height, width), Image.BILINEAR)
             resized = resized.transpose(Image.TRANSPOSE)
@@ -151,7 +151,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         padded.paste(resized, ((padded.width - resized.width) // 2, (padded.height - resized.height) // 2))
 
         mean, std = torch.tensor(self.image_mean, **CPU_FLOAT32), torch.tensor(self.image_std, **CPU_FLOAT32)
-        # Channel by channel in memory, which halves the time of what follows.
+        # Channels first in memory, too, which halves the time of what follows.
         pixels = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous().float().div_(255)
         pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
         tiles[0] = torch.nn.functional.interpolate(pixels[None], size=(size, size), mode="bicubic")[0]

@@ -19,12 +19,12 @@ from .configuration_phi3_v import Phi3VConfig
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
-def empty(cache: Cache) -> None:
-    """Removes all that `cache` holds, of any kind: `crop` would leave a quantized part behind."""
+def clear_cache(cache: Cache) -> None:
+    """Empties a cache of any kind; `crop` would leave a quantized part behind."""
     cache.reset()
-    if not cache.is_compileable:  # tensors that are fixed stay in their place
+    if not cache.is_compileable:  # static tensors stay where they are
         for layer in cache.layers:
-            layer.is_initialized = False  # some releases only put zeros in a layer that grows
+            layer.is_initialized = False  # in some releases `reset` only zeroes a layer that grows
 
 
 class Phi3VRotaryEmbedding(nn.Module):
@@ -148,7 +148,7 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):
             init.copy_(module.inv_freq, module.compute_inv_freq(module.inv_freq.device)[0])
 
     def _apply(self, fn, recurse=True):
-        # Layers that cannot be moved (`helpers.int8`) are asked first: the embedding before them has then not moved.
+        # Layers that cannot be moved (`helpers.int8`) raise first, before the embedding or any other layer has moved.
         for module in self.modules():
             if hasattr(module, "check_move"):
                 module.check_move(fn)
@@ -211,13 +211,13 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         """
         is_image = input_ids == self.config.image_token_id
         if pixel_values is None or len(pixel_values) == 0:
-            if is_torchdynamo_compiling():  # checked when it runs; a branch would break the graph
+            if is_torchdynamo_compiling():  # checked at run time; a branch would break the graph
                 torch._assert_async(~is_image.any(), "Image tokens but 0 pictures: no pixel_values.")
             elif is_image.any():
                 raise ValueError(f"The input has {is_image.sum()} image tokens but 0 pictures: no pixel_values.")
             return inputs_embeds
         self.locate_pictures(input_ids, pixel_values, image_sizes)
-        # With the layers spread over several devices the tower need not be where the embedding is.
+        # With layers on several devices, the tower may be on another one than the embedding.
         features = torch.cat(self.get_image_features(pixel_values, image_sizes)).to(inputs_embeds)
         return inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
 
@@ -237,8 +237,8 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
                 inputs_embeds = self.merge_image_features(input_ids, inputs_embeds, pixel_values, image_sizes)
         elif pixel_values is not None:
             raise ValueError(
-                "`pixel_values` need `input_ids`, which say where the pictures go, and no `inputs_embeds`: leave out "
-                "either, or merge them yourself by `merge_image_features`."
+                "`pixel_values` go with `input_ids`, which say where the pictures belong, not with `inputs_embeds`: "
+                "leave out one of the two, or merge the pictures yourself with `merge_image_features`."
             )
         mask = kwargs.get("attention_mask")
         if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
@@ -298,9 +298,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         other than -100: write -100 over image tokens, which no answer holds. logits_to_keep is how many last
         positions get logits (0 for all), or a 1-D tensor of positions.
 
-        The cache is `cache`, as transformers says since 5.24, or `past_key_values`, as it said before. It holds for
-        one side of `original_max_position_embeddings`: where a row passes it, [`generate`] rebuilds the cache, and
-        whoever calls `forward` step by step has to begin again with all input_ids.
+        The cache is `cache`, its name since transformers 5.24, or `past_key_values`, its name before. It is only valid
+        on one side of `original_max_position_embeddings`: when a row passes it, [`generate`] rebuilds the cache; if
+        you call `forward` step by step, begin again with all input_ids.
 
         Raises `ValueError` if pictures and image tokens do not match.
         """
@@ -327,7 +327,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     ):
         """
         As in [`GenerationMixin`], but a cache is rebuilt, pictures included, when a row passes the short
-        context: its keys carry the short factors, and the row goes on with the long ones.
+        context: its keys were rotated by the short factors, and the row goes on with the long ones.
         """
         cache = past_key_values if cache is None else cache
         total = 0 if position_ids is None else position_ids.shape[-1]
@@ -348,7 +348,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
                 inputs_embeds = self._embed_all(input_ids, inputs_embeds, total)
             elif input_ids.shape[1] != total:
                 raise ValueError(f"Rebuilding the cache takes all {total} input_ids, got {input_ids.shape[1]}.")
-            empty(cache)
+            clear_cache(cache)
             kwargs.update(next_sequence_length=None, is_first_iteration=True)
         elif past and is_first and kwargs.get("pixel_values") is not None and input_ids.shape[1] == total:
             kwargs.update(self._new_pictures(input_ids, past, kwargs["pixel_values"], kwargs.get("image_sizes")))
@@ -362,16 +362,16 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         return torch.cat([inputs_embeds, self.get_input_embeddings()(new_ids)], dim=1)
 
     def _new_pictures(self, input_ids, past: int, pixel_values, image_sizes) -> dict[str, torch.Tensor | None]:
-        """The pictures after the first `past` positions of a chat that goes on: the cache holds the others."""
+        """The pictures after the first `past` positions of a continued chat: the others are in the cache."""
         is_new = self.model.locate_pictures(input_ids, pixel_values, image_sizes)[:, 1] >= past
         pictures = {"pixel_values": pixel_values, "image_sizes": image_sizes}
         return {key: value[is_new] if is_new.any() else None for key, value in pictures.items()}
 
     def _get_logits_processor(self, *args, **kwargs):
-        # Whatever a user suppresses: an image token in an answer would stand for a picture that does not exist.
+        # Besides what a user suppresses: an image token in an answer would stand for a picture that does not exist.
         processors = super()._get_logits_processor(*args, **kwargs)
         # First, so that top-k and top-p choose among the others.
-        device = kwargs.get("device", self.device)  # the input's: offloaded weights have none
+        device = kwargs.get("device", self.device)  # the input's: offloaded weights are on "meta"
         processors.insert(0, SuppressTokensLogitsProcessor([self.config.image_token_id], device=device))
         return processors
 
@@ -393,7 +393,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         if generation_config.prefill_chunk_size is not None:
-            raise ValueError("Leave out `prefill_chunk_size`: pictures and rotary factors take a whole prompt.")
+            raise ValueError("Leave out `prefill_chunk_size`: pictures and rotary factors need the whole prompt.")
         limit = self.config.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise ValueError(

@@ -10,7 +10,7 @@ from transformers.processing_utils import ProcessorMixin
 
 ROLES = ("system", "user", "assistant")
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
-HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 CONTROL_TOKEN_START = re.compile(r"<(?=\||/?s>|unk>)")
 
 # The markup of the official template, and image tags numbered through all turns.
@@ -76,16 +76,16 @@ class Phi3VProcessor(ProcessorMixin):
         images: a picture, a list, or a list for each prompt; a flat list is dealt out to the prompts in turn.
         num_crops: the most tiles a picture may use, by default as the image processor says.
         add_special_tokens: whether a prompt, and the text after each picture, begins with `<s>`. The model was trained
-            so; trl's collator says False, as it takes `<s>` for a part of the chat template, which it is not here.
+            so; trl's collator passes False, as it expects `<s>` in the chat template, where it is not here.
 
         Returns `input_ids` and `attention_mask` (prompts, length), padded on the left, as generation needs it,
         unless `padding_side`, here or of the tokenizer, says otherwise; with pictures also the `pixel_values` and
         `image_sizes` of [`Phi3VImageProcessor`], in the order of the tags in the text.
 
-        Control tokens in `text` count as such: pass what others wrote through `escape_control_tokens`.
+        Control tokens in `text` take effect: pass untrusted text through `escape_control_tokens`.
 
         In a process forked from one that has used it (a `Pool`, `num_proc`) call `torch.set_num_threads(1)` first, or
-        PyTorch waits forever; a DataLoader's workers do so by themselves.
+        PyTorch hangs; DataLoader workers call it themselves.
 
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
         each once, in any order; for `<|image|>` in the text; where `truncation` would cut a prompt with
@@ -168,9 +168,9 @@ class Phi3VProcessor(ProcessorMixin):
         """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
         if self.image_token in prompt:
             raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, <|image_2|>, ... for pictures.")
-        if HALF_A_CHARACTER.search(prompt):
+        if LONE_SURROGATE.search(prompt):
             raise ValueError(
-                "The prompt holds half a character (a surrogate): decode the text again, as UTF-8 for example."
+                "The prompt holds half a character (a lone surrogate): decode the text again, as UTF-8 for example."
             )
         pieces, input_ids, limit = IMAGE_TAG.split(prompt), [], None
         if len(pieces) > 1 and settings["truncation"]:
