@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from training import plot, train
-from training.loop import Muon, Run, again, optimizers, start, stream_of_batches
+from training.loop import Muon, Run, optimizers, repeated, start, stream_of_batches
 
 
 def tiny_run(folder, total, **settings):
@@ -94,7 +94,7 @@ def test_a_batch_without_a_finite_gradient_changes_nothing(tmp_path, capsys):
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-def test_a_run_that_only_leaves_out_is_given_up(tmp_path):
+def test_a_run_that_only_skips_batches_is_given_up(tmp_path):
     run = tiny_run(tmp_path, 8)
     bad = torch.full((1, 4), float("nan"))
     for _ in range(4):
@@ -134,7 +134,7 @@ def test_a_run_with_other_batches_goes_on_at_the_beginning_of_a_step():
     [(1, range(6)), (2, [0, 1, 2, 0, 3, 1, 4, 2, 5, 3]), (3, [0, 1, 2, 0, 1, 3, 2, 0, 4, 1, 3, 5, 2, 4])],
 )
 def test_a_batch_comes_again_some_steps_later(times, order):
-    assert list(again(range(6), times, later=2)) == list(order)
+    assert list(repeated(range(6), times, later=2)) == list(order)
 
 
 def steps_of_muon(optimizer) -> list[torch.Tensor]:
@@ -154,7 +154,7 @@ def test_muon_for_many_matrices_is_pytorchs():
         torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=0)  # bfloat16; each step moves by about 0.05
 
 
-def test_workers_that_begin_anew_can_be_started():
+def test_workers_can_be_spawned():
     batches = stream_of_batches(number_of, list, batch=2, workers=1, first=0)
     batches.multiprocessing_context = "spawn"
     assert next(iter(batches)) == [0, 1]
@@ -188,7 +188,7 @@ torch.save(model.state_dict(), f"model{RANK}.pt")
 """
 
 
-def test_two_processes_stay_alike(tmp_path):
+def test_two_processes_stay_in_sync(tmp_path):
     """Each trains its share of the matrices; both have all of them, all have changed, and either can go on."""
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent.parent), "OMP_NUM_THREADS": "1"}

@@ -25,9 +25,9 @@ from .pictures import KINDS, SPLITS, chart, draw, scene, table
 from .pictures.sample import Sample
 from .scores import COUNTS, score
 
-#: The kinds that can be scored: `notes` have no picture to read what they are told.
+#: The kinds that can be scored: `notes` have no pictures, and are told what they would read.
 SCORED = [kind for kind in KINDS if kind != "notes"]
-#: The kinds that are all type.
+#: The kinds whose type is measured.
 TYPE = ("cover", "page", "table", "chart")
 HELD_OUT = SPLITS[1:]
 #: What `--short` can ask about a picture whose truth is known.
@@ -45,7 +45,7 @@ def short(sample: Sample, index: int) -> Sample:
 
 
 def width_of_type(sample: Sample, processor) -> float:
-    """The middle width of the characters, in pixels of the picture as the model sees it."""
+    """The median width of the characters, in pixels of the picture as the model sees it."""
     (image,), (characters,) = sample.images, sample.characters
     _, width = processor.image_processor.get_resized_size(image.height, image.width)
     return float(np.median(characters[:, 3] - characters[:, 1])) * width / image.width
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="one short question on each chart, table or scene instead")
     parser.add_argument("--checkpoint", help="folder; by default the bundled one")
     parser.add_argument("--num-crops", type=int, help="most tiles per picture, by default as the checkpoint says")
-    parser.add_argument("--quantization", help="such as int8: what is lost by it?")
+    parser.add_argument("--quantization", help="such as int8, to see what it loses")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     args = parser.parse_args()
     if args.pictures < 1:

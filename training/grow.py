@@ -1,23 +1,23 @@
-"""A wider or deeper decoder, or a deeper vision tower, that begins with what a smaller one knows.
+"""Initialises a wider or deeper decoder, or a deeper vision tower, from a smaller one.
 
-As in Net2Net (Chen et al., 2016, https://arxiv.org/abs/1511.05641) the first channels go on computing what they did;
-the new ones begin at random, and nothing reads them until training says so. New layers stand between and after the old
-ones and add nothing until training says so.
+As in Net2Net (Chen et al., 2016, https://arxiv.org/abs/1511.05641) the old channels compute what they did before; the
+new ones begin at random, and nothing reads them until training changes that. New layers go between and after the old
+ones and add nothing until training changes that.
 """
 
 import re
 
 import torch
 
-#: Weights of several equal blocks below one another, of which each grows for itself.
+#: Weights that are several equal blocks, one below the other; each block grows separately.
 STACKED = {"qkv_proj": 3, "gate_up_proj": 2}
-#: A layer of the decoder or the tower, and what writes its results.
+#: The name of a layer of the decoder or the tower, and of the weights that compute its outputs.
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)\.")
 _OUTPUTS = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")
 
 
 def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` in the shapes of `into`, a new model's, where these are larger; the head size must be the same.
+    """`weights`, grown to the shapes of `into`, those of a larger new model; the head size must be the same.
 
     Raises `ValueError` if `into` has fewer layers: some of what `weights` know would be lost.
     """
@@ -40,7 +40,7 @@ def grown(weights: dict[str, torch.Tensor], into: dict[str, torch.Tensor]) -> di
 
 
 def _layers(weights: dict[str, torch.Tensor]) -> dict[str, int]:
-    """The number of layers of each stack of them, by the beginning of its weights' names."""
+    """The number of layers in each stack, by the prefix of its weights' names."""
     layers: dict[str, int] = {}
     for name in weights:
         if layer := _LAYER.match(name):

@@ -1,8 +1,7 @@
-"""Lessons in looking for the decoder, an auxiliary loss on its attention: where in the picture stands what an answer
-says next.
+"""Lessons in looking, an auxiliary loss on the decoder's attention: where in the picture is what an answer says next?
 
-A small model that reads a table or a chart loses its place: it leaves a row out or reads one twice. These lessons tell
-one attention head of two layers, for each character that an answer reads from a picture, which image feature shows it.
+A small model that reads a table or a chart loses its place: it skips a row or reads one twice. For each character that
+an answer reads from a picture, these lessons teach one attention head in two layers which image feature shows it.
 """
 
 import re
@@ -18,9 +17,9 @@ from .pictures.sample import CHARACTERS, Sample
 from .reading import in_grid
 from .recipe import NUM_CROPS, PATCH
 
-#: The layers, counted from 0, and the head in them that had begun to look where they should before there were lessons.
+#: The layers, counted from 0, and the head in them that had begun to look at the right place without any lessons.
 LAYERS, HEAD = (4, 5), 3
-#: Pixels that one image feature shows.
+#: Width and height of an image feature in pixels.
 FEATURE = 2 * PATCH
 #: What may stand before a word and behind it.
 _BEFORE, _BEHIND = re.compile(r"(?<![\w$])"), re.compile(r"(?![\w%]|[.,]\d)")
@@ -40,10 +39,10 @@ def words_of(characters: np.ndarray) -> list[tuple[str, int]]:
 
 
 def places_of(answer: str, characters: np.ndarray) -> dict[int, int]:
-    """Which character of the picture each character of the answer is read from, by their numbers.
+    """For characters of the answer, by index, the index of the character of the picture that each is read from.
 
-    A word said as often as it is drawn is taken in order, one drawn once is read there each time; others are left out.
-    Ends where all has been said: what follows is concluded, not read.
+    A word said as often as it is drawn is matched in order, one drawn once is read there each time; others are skipped.
+    Stops once every word has been said: what follows is concluded, not read.
     """
     drawn: dict[str, list[int]] = {}
     for word, first in words_of(characters):
@@ -61,7 +60,7 @@ def places_of(answer: str, characters: np.ndarray) -> dict[int, int]:
 
 
 def _starts(word: str, answer: str) -> list[int]:
-    """Where the word begins in an answer with nothing that could belong to it before or behind."""
+    """Where the word begins in an answer as a word of its own, not as a part of another word or number."""
     starts, start = [], answer.find(word)
     while start >= 0:
         alone = _BEFORE.match(answer, start) and _BEHIND.match(answer, start + len(word))
@@ -72,7 +71,7 @@ def _starts(word: str, answer: str) -> list[int]:
 
 
 def only(facts: Iterable[str], answer: str) -> str:
-    """An answer with blanks for all but the facts: its own "The" and "of" may be words of a title, too."""
+    """The answer with everything but the facts blanked out: its own "The" and "of" may be words of a title, too."""
     kept = " " * len(answer)
     for fact in facts:
         begin = answer.find(f'"{fact}"') + 1 or answer.rfind(fact)
@@ -82,8 +81,8 @@ def only(facts: Iterable[str], answer: str) -> str:
 
 
 def features_of(size: tuple[int, int], characters: np.ndarray, num_crops: int = NUM_CROPS) -> np.ndarray:
-    """For each character of a picture of this size (width, height) the number of the image feature, counted from the
-    picture's first, that shows its centre in full size, in at most `num_crops` tiles; int64 (characters,)."""
+    """For each character of a picture of this size (width, height), the index of the image feature that shows its
+    centre in one of the tiles (at most `num_crops`), counted from the picture's first feature; int64 (characters,)."""
     edges, (width, height) = in_grid(size, characters, num_crops)
     centers = (edges[:, :2] + edges[:, 2:]) / 2
     column, row = (np.clip(centers, 0, [width - 1, height - 1]) // FEATURE).astype(int).T
@@ -91,8 +90,9 @@ def features_of(size: tuple[int, int], characters: np.ndarray, num_crops: int = 
 
 
 def looks_of(sample: Sample, pieces: list[str], num_crops: int = NUM_CROPS) -> list[tuple[int, int]]:
-    """For the tokens of a sample's first answer, as text: pairs (number of a token, image feature that shows it)."""
-    if len(sample.images) != 1 or sample.kind == "mismatch":  # which says what cannot be seen
+    """For a sample's first answer, `pieces` being the text of its tokens: pairs (index of a token, image feature that
+    shows it)."""
+    if len(sample.images) != 1 or sample.kind == "mismatch":  # its answer says what cannot be seen
         return []
     characters = sample.characters[0][sample.characters[0][:, 0] < len(CHARACTERS)]  # no shapes
     answer = sample.turns[0][1]
@@ -109,7 +109,7 @@ def looks_of(sample: Sample, pieces: list[str], num_crops: int = NUM_CROPS) -> l
 
 
 class Looking:
-    """The lesson for one attention head of each of the decoder's `layers` of a model."""
+    """The lessons for one attention head in each of `layers` of a model's decoder."""
 
     def __init__(self, model: nn.Module, layers: tuple[int, ...] = LAYERS):
         self.seen = {}
@@ -120,10 +120,10 @@ class Looking:
         self.seen[layer] = args[0], kwargs["position_embeddings"]
 
     def loss_and_accuracy(self, looks: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """-log of the attention that goes where it should in the last forward pass, the mean over the lessons and the
-        sum over the layers; and how often, in the last of the layers, nothing has more.
+        """Of the last forward pass, -log of the attention paid to the right positions, the mean over the lessons and
+        the sum over the layers; and how often, in the last of the layers, the right position gets the most.
 
-        `looks`, int64 (lessons, 3): row of the batch, position that looks, position of what it should look at. The rows
+        `looks`, int64 (lessons, 3): row of the batch, position that looks, position that it should look at. The rows
         are padded on the right.
         """
         rows, queries, keys = looks.T
@@ -143,7 +143,7 @@ class Looking:
 
 
 def _weights_of_the_head(attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of `qkv_proj` that make the queries and keys of `HEAD`."""
+    """The rows of `qkv_proj` that compute the queries and keys of `HEAD`."""
     begin, size = HEAD * attention.head_dim, attention.head_dim
     weight, all_queries = attention.qkv_proj.weight, attention.config.num_attention_heads * size
     return weight[begin : begin + size], weight[all_queries + begin : all_queries + begin + size]

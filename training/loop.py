@@ -65,7 +65,7 @@ def average_gradients(parameters: list[nn.Parameter]):
 
 
 class _Drawn(Dataset):
-    """Picture number `i` of the training split, drawn when it is asked for; each process has its own."""
+    """The pictures of the training split, each drawn on request; each process has its own."""
 
     def __init__(self, picture, first: int):
         self.picture, self.first = picture, first
@@ -79,10 +79,10 @@ def _one_thread(worker: int):
 
 
 def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
-    """An endless stream of `collate([picture("train", i), ...])`, beginning with the step of picture number `first`."""
+    """An endless stream of `collate([picture("train", i), ...])`, from the step that has picture number `first`."""
     step = batch * WORLD
     return DataLoader(
-        _Drawn(picture, first // step * step),  # a run may go on with other batches
+        _Drawn(picture, first // step * step),  # a run may be resumed with another batch size
         batch,
         sampler=itertools.count(),
         collate_fn=collate,
@@ -93,9 +93,9 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
     )
 
 
-def again(batches, times: int, later: int = 32):
+def repeated(batches, times: int, later: int = 32):
     """Every batch `times` times, with at least `later` others between: a GPU learns faster than pictures are drawn.
-    (A run that is resumed begins anew with the batches that were waiting.)"""
+    (When a run is resumed, the batches that were waiting begin anew.)"""
     waiting = deque()
     for batch in batches:
         yield batch
@@ -127,8 +127,8 @@ def broadcast_matrices(matrices: list[nn.Parameter]):
 
 
 class Muon(torch.optim.Muon):
-    """PyTorch's Muon, with one computation for all matrices of a size: one after the other a GPU takes longer to start
-    them than to compute them."""
+    """PyTorch's Muon, batched over all matrices of a size: one by one, a GPU takes longer to launch their kernels than
+    to run them."""
 
     @torch.no_grad()
     def step(self):
@@ -168,8 +168,8 @@ def orthogonal(matrices: torch.Tensor, coefficients: tuple[float, float, float],
 def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices inside the layers, AdamW for embeddings, heads, norms and biases.
 
-    `rate(name)` is the learning rate of the parameter of that name. Muon computes for long: of several processes each
-    does a share of the matrices and tells the others.
+    `rate(name)` is the learning rate of the parameter of that name. Muon is slow: of several processes, each updates
+    a share of the matrices and sends it to the others.
     """
     inner = inner_matrices(model)
     own = set(list(inner)[RANK::WORLD])
@@ -185,15 +185,15 @@ def optimizers(model: nn.Module, rate) -> list[torch.optim.Optimizer]:
 
 
 class Run:
-    """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar. Of several processes each
-    keeps what its optimisers remember in a file of its own.
+    """One resumable training run: `folder/state.pt`, `folder/log.jsonl` and a progress bar. Each process
+    saves the state of its optimisers in a file of its own.
 
-    Ends after `total` pictures or so many `minutes` of training, whichever comes first.
+    Ends after `total` pictures or `minutes` of training, whichever comes first.
     """
 
-    #: Batches one after the other without a finite gradient, after which the run is given up.
-    HOPELESS = 5
-    #: Seconds between two savings.
+    #: After so many batches in a row without a finite gradient, the run is given up.
+    MAX_SKIPPED = 5
+    #: Seconds from one save to the next.
     SAVE_EVERY = 120
 
     def __init__(
@@ -212,7 +212,7 @@ class Run:
         self.seen, self.seconds, self.minutes = 0, 0.0, minutes
         self._peak = [group["lr"] for opt in optimizers for group in opt.param_groups]
         self._mean: dict[str, float] = {}
-        self._left_out = 0
+        self._skipped = 0
         self._evaluated = self._saved = time.monotonic()
         self._reported = 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,8 @@ class Run:
                         optimizer.load_state_dict(saved)
                     except ValueError as error:
                         raise ValueError(
-                            f"{self.folder} was begun with other processes or sizes; use these, or another --out."
+                            f"{self.folder} was begun with another number of processes or other sizes; use the same, "
+                            "or another --out."
                         ) from error
 
     @property
@@ -264,38 +265,38 @@ class Run:
     def update(self, loss: torch.Tensor, **measures: float):
         """One optimiser step: warm-up over the first 2 %, then a cosine down to 2 % of the rate.
 
-        A batch whose gradient is not finite is left out; several of them raise `FloatingPointError`.
+        A batch whose gradient is not finite is skipped; `MAX_SKIPPED` of them in a row raise `FloatingPointError`.
         """
         factor = min(1.0, (self.done + 1e-4) / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
         loss.backward()
         if WORLD > 1:
             average_gradients([p for p in self.model.parameters() if p.grad is not None])
         if not nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).isfinite():
-            self._leave_out()
+            self._skip_batch()
             return
-        self._left_out = 0
+        self._skipped = 0
         peaks = iter(self._peak)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = next(peaks) * factor
             optimizer.step()
-        self.model.zero_grad(set_to_none=True)  # also what other processes have in their optimisers
+        self.model.zero_grad(set_to_none=True)  # also of parameters that other processes update
         if WORLD > 1:
             broadcast_matrices(list(inner_matrices(self.model).values()))
         for name, value in {"loss": loss.item(), **measures}.items():
             self._mean[name] = 0.98 * self._mean.get(name, value) + 0.02 * value
 
-    def _leave_out(self):
+    def _skip_batch(self):
         self.model.zero_grad(set_to_none=True)
-        self._left_out += 1
-        tqdm.write(f"The batch after {self.seen} pictures has no finite gradient and is left out.")
-        if self._left_out == self.HOPELESS:
+        self._skipped += 1
+        tqdm.write(f"The batch after {self.seen} pictures has no finite gradient and is skipped.")
+        if self._skipped == self.MAX_SKIPPED:
             raise FloatingPointError(
-                f"{self._left_out} batches in a row had no finite gradient; begin from an older state, at a lower rate."
+                f"{self._skipped} batches in a row had no finite gradient; begin from an older state, at a lower rate."
             )
 
     def _time_to_evaluate(self) -> bool:
-        """True about every ten minutes, for on a CPU it takes the better part of one; on a GPU every minute."""
+        """True about every ten minutes on a CPU, where evaluating takes most of a minute; on a GPU every minute."""
         every = 60 if torch.cuda.is_available() else 600
         return RANK == 0 and time.monotonic() - self._evaluated > every
 
@@ -310,7 +311,7 @@ class Run:
         tqdm.write(json.dumps(line))
 
     def save(self):
-        """Writes each file in one move, so that an interruption never leaves half of one."""
+        """Replaces each file in one move, so that an interruption never leaves half of one."""
         self._saved = time.monotonic()
         self._write([optimizer.state_dict() for optimizer in self.optimizers], self._memory)
         if RANK == 0:

@@ -48,7 +48,7 @@ def sine_positions(side: int, width: int) -> torch.Tensor:
 
 
 def with_larger_tiles(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a reader of smaller tiles for tiles of TILE pixels: what its positions learned is repeated."""
+    """A reader's weights, from smaller tiles to tiles of TILE pixels: the learned part of its positions is repeated."""
     name = "vision_tower.embeddings.position_embedding.weight"
     position, width = state[name], state[name].shape[1]
     few, many = round(math.sqrt(len(position) - 1)), TILE // PATCH

@@ -1,8 +1,7 @@
-"""Lessons in reading for the vision tower, an auxiliary loss on its features: what lies under every part of every patch
-of a picture's tiles.
+"""Lessons in reading, an auxiliary loss on the vision tower's features: what does each part of each patch show?
 
-An answer has a few dozen letters; here every tile has a thousand lessons. Each patch is cut into `PARTS` columns, for
-`i` and `l` are narrower than half a patch.
+An answer has a few dozen letters to learn from; here every tile has a thousand lessons. Each patch is cut into `PARTS`
+columns, as `i` and `l` are narrower than half a patch.
 """
 
 import numpy as np
@@ -24,8 +23,8 @@ SMALLEST = 8
 
 
 class ReadingHead(nn.Module):
-    """One linear layer that says, for each part of a patch, which character or shape covers its centre, where the
-    middle of that is and how wide it is (in patches), and the mean colour."""
+    """One linear layer that predicts, for each part of a patch, which character or shape covers its centre, where that
+    one's own centre is and how wide it is (in patches), and the mean colour."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -37,8 +36,8 @@ class ReadingHead(nn.Module):
 
 
 class FeatureReader(ReadingHead):
-    """A reading head that looks at what a vision tower has just computed, whoever called the tower, and names the
-    characters once more from what the projector makes of it: what is lost there no decoder can read."""
+    """A reading head on the last output of a vision tower, whoever called the tower. It names the characters once more
+    from the projected features: what is lost there, no decoder can read."""
 
     def __init__(self, tower: CLIPVisionModel, projected_size: int):
         super().__init__(tower.config.hidden_size)
@@ -60,8 +59,8 @@ class FeatureReader(ReadingHead):
 def in_grid(
     size: tuple[int, int], characters: np.ndarray, num_crops: int = NUM_CROPS
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Edges (characters, 4) in the grid of at most `num_crops` tiles that a picture of this size (width, height) is
-    scaled to and padded for, and the width and height of that grid; all in pixels."""
+    """The characters' edges, (characters, 4), in the grid of at most `num_crops` tiles to which a picture of this size
+    (width, height) is scaled and padded, and the width and height of that grid; all in pixels."""
     resized = PROCESSOR.get_resized_size(*size[::-1], num_crops)[::-1]
     height, width = (TILE * tiles for tiles in PROCESSOR.get_tile_grid(*size[::-1], num_crops))
     pad = np.array([(width - resized[0]) // 2, (height - resized[1]) // 2] * 2)
@@ -69,7 +68,7 @@ def in_grid(
 
 
 def lessons(size: tuple[int, int], characters: np.ndarray, num_crops: int = NUM_CROPS):
-    """What the at most `num_crops` tiles of a picture of this size (width, height) show, the global view first.
+    """What the tiles (at most `num_crops`) of a picture of this size (width, height) show, the global view first.
 
     Returns int64 classes (tiles, patches, PARTS) and float32 boxes (tiles, patches, PARTS, 3): the character's centre
     relative to the part, and its width, in patches. A character too small to be read has the class IGNORED, and so
@@ -93,7 +92,7 @@ def _lessons(labels: np.ndarray, edges: np.ndarray, rows: int, columns: int):
     centers = np.stack([edges[:, 0] + edges[:, 2], edges[:, 1] + edges[:, 3]], axis=1) / 2
     first_x, last_x = np.ceil(edges[:, [0, 2]] / part - 0.5).astype(int).clip(0).T
     first_y, last_y = np.ceil(edges[:, [1, 3]] / PATCH - 0.5).astype(int).clip(0).T
-    # A line lower than a patch may lie between two rows of centres: it belongs to the row it is in.
+    # A line lower than a patch may lie between two rows of patch centres: it belongs to the row of its own centre.
     row = (centers[:, 1] // PATCH).astype(int)
     first_y, last_y = np.minimum(first_y, row), np.maximum(last_y, row + 1)
     for i, label in enumerate(labels):

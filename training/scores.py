@@ -1,4 +1,4 @@
-"""What an answer got right: one dictionary of numbers an answer. A name that asks nothing of an answer is left out."""
+"""What an answer got right: a dictionary of scores for each answer, without those that do not apply to it."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from .pictures.sample import Sample
 
 _FIELDS = {r"\{title\}": "(?P<title>.*)", r"\{author\}": "(?P<author>.*)"}
 _COVER = re.compile(re.sub(r"\\{\w+\\}", lambda field: _FIELDS[field[0]], re.escape(cover.ANSWER)))
-#: These are numbers of things in an answer, and a width in pixels; all others are shares.
+#: These scores are counts, or a width in pixels; all others are shares.
 COUNTS = {"numbers", "missing", "invented", "found", "missed", "width"}
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -24,7 +24,7 @@ def score(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_cover(sample: Sample, text: str) -> dict[str, float]:
-    """Is the `title` exact, is the `author`? `cer` counts the characters of these two only. Is what is wrong wrong by
+    """Are `title` and `author` exact? `cer` counts the characters of these two only. Is a wrong answer wrong by just
     `one` character?"""
     found = _COVER.fullmatch(text)
     pairs = {field: (sample.truth[field], found[field] if found else "") for field in ("title", "author")}

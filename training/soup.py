@@ -1,4 +1,4 @@
-"""Writes the weighted mean of two checkpoints that went apart from a common start: it forgets less than either.
+"""Writes the weighted mean of two checkpoints trained from a common start: it forgets less than either.
 
     python -m training.soup runs/old_checkpoint runs/new_checkpoint --share 0.2 --checkpoint runs/mean
 

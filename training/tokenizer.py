@@ -1,7 +1,7 @@
 """The bundled checkpoint's tokenizer: the official pipeline and control tokens over a small vocabulary.
 
-Words that answers are made of are whole tokens; all other text falls to single characters, because a model that
-reads has to name what it sees one character at a time. Characters outside the vocabulary fall to bytes.
+Words that answers are made of are whole tokens; all other text is split into characters, because a model that reads
+has to name what it sees one character at a time. Characters outside the vocabulary are split into bytes.
 
 A byte pair encoding reaches a word only through merges. Here every merge adds one character to a word that is
 spelled from its start ("▁t", "▁ti", "▁tit", ...), so that the inside of an unknown word is never merged.
@@ -10,8 +10,8 @@ spelled from its start ("▁t", "▁ti", "▁tit", ...), so that the inside of a
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-#: Words that become single tokens where they follow a space. One more moves the ids of all that stands behind it, the
-#: control tokens among them, and weights trained before then do not fit any more.
+#: Words that become single tokens where they follow a space. One more shifts all later ids, also of control tokens, and
+#: weights trained before that no longer fit.
 WORDS = (
     "The the title of book is and author are this What Who wrote called Help me get information "
     "Read from cover text in picture image say says it to Can you Please Give only does transcribe "

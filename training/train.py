@@ -2,7 +2,7 @@
 
     python -m training.train --pictures 60000 --vision runs/vision/state.pt
 
-Ends with the checkpoint in the official layout in `--checkpoint`. The tower comes from stage 1 (`pretrain_vision.py`).
+At the end it writes a checkpoint in the official layout. The tower comes from stage 1 (`pretrain_vision.py`).
 """
 
 import argparse
@@ -30,12 +30,12 @@ from .loop import (
     RANK,
     WORLD,
     Run,
-    again,
     compile_layers,
     fastest_attention,
     has_bfloat16,
     mixed_precision,
     optimizers,
+    repeated,
     start,
     stream_of_batches,
 )
@@ -57,7 +57,7 @@ def build_processor() -> Phi3VProcessor:
 
 def build_config(processor: Phi3VProcessor) -> Phi3VConfig:
     """The official config's keys with the sizes of `recipe`."""
-    # The features come out of the last layer but one: one more than was trained, which is never built.
+    # The features come out of the last layer but one: count one layer more than was trained. It is never built.
     vision = {**recipe.VISION, "num_hidden_layers": recipe.VISION["num_hidden_layers"] + 1}
     return Phi3VConfig(
         **recipe.DECODER,
@@ -103,9 +103,9 @@ def conversation(sample: Sample) -> str:
 
 
 class Collate:
-    """Samples to model inputs with `labels`: what the assistant says and what ends it; -100 elsewhere. With `lessons`,
-    also those in reading, for the tiles of the pictures, and in looking, for the tokens of the answers. `dtype` is that
-    of `pixel_values`; for each batch one of `num_crops` is drawn."""
+    """Turns samples into model inputs with `labels`: what the assistant says and the tokens that end it; -100
+    elsewhere. `lessons` adds those in reading, for the tiles of the pictures, and in looking, for the tokens of the
+    answers. `dtype` is that of `pixel_values`; for each batch one of `num_crops` is chosen at random."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Collate:
         texts, images = [conversation(sample) for sample in samples], [sample.images for sample in samples]
         num_crops = self.num_crops[torch.randint(len(self.num_crops), ())]
         inputs = dict(self.processor(texts, images, padding_side="right", num_crops=num_crops))
-        # What fills up the rows stands behind all that looks back, so that no mask is needed.
+        # The padding is on the right, where no other position looks, so that no mask is needed.
         del inputs["attention_mask"]
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
         for sample, ids, labels in zip(samples, inputs["input_ids"].tolist(), inputs["labels"], strict=True):
@@ -155,18 +155,18 @@ class Collate:
         # The answer begins without the space that its first token has.
         pieces = [piece.replace("▁", " ").replace("<0x0A>", "\n") for piece in pieces]
         looks = looks_of(sample, [pieces[0].removeprefix(" "), *pieces[1:]], num_crops)
-        # A token is said by the position before it.
+        # A token is predicted at the position before it.
         return [(begin + token - 1, first + feature) for token, feature in looks]
 
 
 def part_of(parameter: str) -> str:
-    """Which part of all that is trained a parameter belongs to."""
+    """The part of the trained modules that a parameter belongs to."""
     return "reader" if parameter.startswith("reader.") else "tower" if "vision_model" in parameter else "decoder"
 
 
 class Drawing:
-    """Sample number `index` of the training mix, in which each step of `step` pictures is of one kind; `first` is the
-    number of its first picture."""
+    """Draws sample number `index` of the training mix, in which every `step` pictures in a row are of one kind; `first`
+    is the number of its first picture."""
 
     def __init__(self, kinds: tuple[str, ...], step: int, first: int = 0):
         self.kinds, self.step, self.first = kinds, step, first
@@ -176,12 +176,12 @@ class Drawing:
 
 
 def loss_and_measures(model, batch, device, reader: FeatureReader | None = None, looking: Looking | None = None):
-    """Cross entropy of the answers' tokens, the losses of the lessons in reading and looking if there are any, and as
-    measures the shares of `whole` answers right when shown what came before, of `read` parts of patches and of tokens
-    that `look` where they should.
+    """Cross entropy of the answers' tokens, the losses of the lessons in reading and looking (0 without them), and as
+    measures the shares of answers that are right as a `whole` when given what came before, of parts of patches that are
+    `read` correctly, and of tokens that `look` at the right place.
 
-    `input_ids` and `labels` of a batch are int64 (rows, length). A token is said by the position before it, hence
-    `[:, 1:]` and `[:, :-1]`; logits are computed where there is something to learn: (answer tokens, vocabulary)."""
+    `input_ids` and `labels` of a batch are int64 (rows, length). A token is predicted at the position before it, hence
+    `[:, 1:]` and `[:, :-1]`; logits are computed only where there is a label: (answer tokens, vocabulary)."""
     batch = {name: part.to(device, non_blocking=True) for name, part in batch.items()}
     labels, looks = batch.pop("labels")[:, 1:], batch.pop("looks", ())
     tile_lessons = [batch.pop(name) for name in ("classes", "boxes") if name in batch]
@@ -277,7 +277,7 @@ def main():
     if pictures is None:
         pictures = 60_000 if args.minutes == math.inf else math.inf
     run = Run(args.out, learning, steps, pictures, args.minutes)
-    # What is computed in bfloat16 is handed over in it: half as much to move.
+    # Pixels for a computation in bfloat16 are handed over in it: half as much to move.
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     collate = partial(Collate, processor, args.read + args.look > 0, dtype)
     drawing = Drawing(args.kinds, args.batch * WORLD, args.first)
@@ -287,7 +287,7 @@ def main():
         name = kind if num_crops == recipe.NUM_CROPS else f"{kind}_{num_crops}"
         held_out[name] = collate([num_crops])([draw(kind, "heldout", i) for i in range(16)])
     drawn = stream_of_batches(drawing, collate(args.num_crops), args.batch, args.workers, run.seen // args.times)
-    batches = again(drawn, args.times)
+    batches = repeated(drawn, args.times)
 
     def evaluate() -> dict[str, float]:
         scores = {}

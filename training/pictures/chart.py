@@ -1,4 +1,4 @@
-"""Charts: bars, lying bars or a line, with title, unit, labels and every value written out."""
+"""Charts: vertical bars, horizontal ("lying") bars or a line, with title, unit, labels and every value written out."""
 
 import random
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def numbers_of(values: list[str]) -> list[float]:
 
 
 def draw(rng: random.Random, split: str) -> Sample:
-    """A random chart, drawn by hand or, one in four, by matplotlib; in training, where these are the harder ones,
-    every second one."""
+    """A random chart, drawn by hand or, one in four, by matplotlib; in training, every second one, as these are
+    harder."""
     chart, share = content(rng, split), 0.5 if split == "train" else 0.25
     image, characters = (chart_by_matplotlib if rng.random() < share else chart_by_hand).draw(rng, split, chart)
     if split == "train" and rng.random() < effects.SHEETS:
@@ -63,13 +63,13 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 
 def content(rng: random.Random, split: str, most: int = 8) -> Chart:
-    """Random words and numbers; which is the highest, which the lowest and, in time, whether the last is above the
-    first can be seen."""
-    # Standing ones, rarer, are the harder ones too: their unit often stands upright.
+    """Random words and numbers. They differ enough to see the highest, the lowest and, in charts over time, whether the
+    last is above the first."""
+    # Training has more bars and lines, as they are harder: their unit is often rotated.
     form = rng.choice(("lying", "lying", "bar", "line") if split == "train" else (*4 * ("lying",), "bar", "line"))
     ordered = form == "line" or rng.random() < 0.5
-    # Names and values need room to be read: below standing bars and points there is less. More than five of those are
-    # drawn in training alone.
+    # Names and values need room, and below vertical bars and points there is less of it: only in training are there
+    # more than five of those.
     count = rng.randint(3, min(most, 8 if form == "lying" or split == "train" else 5))
     longest = 9 if form == "lying" else {3: 9, 4: 7, 5: 6, 6: 5, 7: 4, 8: 4}[count]
     labels = _times(rng, count) if ordered else _things(rng, split, count, longest)
@@ -82,7 +82,7 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
         numbers = numbers_of(values)
         ranked = sorted(numbers)
         compared = [ranked[:2], ranked[-2:], *([sorted((numbers[0], numbers[-1]))] if ordered else [])]
-        # Some are drawn in training alone that differ less in the picture, though much as numbers.
+        # In training some may differ less in the picture, if they differ much as numbers.
         clear = 1.2 if split == "train" else float("inf")
         if all(high - low > 0.03 * ranked[-1] or high > clear * low for low, high in compared):
             break
@@ -93,7 +93,7 @@ def content(rng: random.Random, split: str, most: int = 8) -> Chart:
 
 
 def description(chart: Chart) -> str:
-    """The answer to "what does it show?": first all values as they are written in the picture, then what follows."""
+    """The answer to "what does it show?": first all values as they are written in the picture, then the conclusions."""
     items, text = items_of(chart), f"{said_of(chart)} The highest value is {extreme(chart)}, the lowest is"
     text = f"{text} {extreme(chart, min)}."
     return text + (f" From {items[0]} to {items[-1]} the value {change(chart.numbers)}." if chart.ordered else "")
@@ -126,7 +126,7 @@ def change(numbers: list[float]) -> str:
 
 
 def small_questions(rng: random.Random, chart: Chart, most: int = 2, read: bool = True) -> list[tuple[str, str]]:
-    """Up to `most` questions about single values in random order; with `read` the first answer begins with all."""
+    """Up to `most` questions about single values in random order; with `read` the first begins with all values."""
     turns = [
         (rng.choice(HIGHEST_QUESTIONS), f"The highest value is {extreme(chart)}."),
         (rng.choice(LOWEST_QUESTIONS), f"The lowest value is {extreme(chart, min)}."),
@@ -160,8 +160,8 @@ def _things(rng: random.Random, split: str, count: int, longest: int) -> list[st
 
 
 def _values(rng: random.Random, count: int, split: str) -> list[str]:
-    """A random walk, rising, falling or neither, written in one way. In training every fourth grows by factors, as
-    sales do, or shrinks: numbers with fewer and with more digits have to be compared, too."""
+    """A random walk, rising, falling or neither, all numbers in one format. In training every fourth grows or shrinks
+    by factors, as sales do: numbers with fewer and with more digits have to be compared, too."""
     if split == "train" and rng.random() < 0.25:
         size, levels = 10 ** rng.uniform(2.7, 4.7), [1.0]
         while len(levels) < count:

@@ -71,7 +71,7 @@ def draw(rng: random.Random, split: str, chart):
 
 
 def _touch(texts: list[Text], canvas: FigureCanvasAgg) -> bool:
-    """Whether less than a narrow space is between two neighbours in a row."""
+    """Whether two neighbours in a row are less than a narrow space apart."""
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     space = 0.15 * texts[0].get_fontsize() * canvas.figure.dpi / 72
     return any(
@@ -80,18 +80,17 @@ def _touch(texts: list[Text], canvas: FigureCanvasAgg) -> bool:
     )
 
 
-#: A figure's texts share a file and few sizes, and reading a font takes longer than measuring with it.
+#: Cached: a figure's texts share a file and a few sizes, and reading a font takes longer than measuring with it.
 _font = functools.lru_cache(maxsize=16)(ImageFont.truetype)
 
 
 def _boxes(text: Text, canvas: FigureCanvasAgg) -> list[tuple[float, ...]]:
-    """The characters of a text that lies or, rotated by 90 degrees, stands on its end; sides as `Canvas.text` has
-    them."""
+    """The characters of a text, horizontal or rotated by 90 degrees, with their sides as in `Canvas.text`."""
     string, properties = text.get_text(), text.get_fontproperties()
     if not string.strip() or not text.get_visible():
         return []
     renderer, size = canvas.get_renderer(), text.get_fontsize() * canvas.figure.dpi / 72
-    # A line has room for the feet of letters that it does not have.
+    # A line has room for descenders even where it has none.
     *_, descent = renderer.get_text_width_height_descent(f"{string}lp", properties, False)
     extent, standing = text.get_window_extent(renderer), text.get_rotation() == 90
     font = _font(properties.get_file(), round(size))
@@ -99,7 +98,7 @@ def _boxes(text: Text, canvas: FigureCanvasAgg) -> list[tuple[float, ...]]:
     boxes, end, whole = [], 0.0, font.getlength(string)
     for character in string:
         begin, end = end, end + font.getlength(character) / whole * length
-        if standing:  # the letters' feet are to the right
+        if standing:  # the baseline is on the right
             left, right = extent.x1 - descent - 0.72 * size, extent.x1 - descent + 0.12 * size
             top, bottom = height - extent.y0 - end, height - extent.y0 - begin
         else:

@@ -67,7 +67,7 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 
 def _fit(rng, split, text, width, size, max_lines):
-    """Font, spacing and lines so that `text` fits: the wished size first, smaller ones until it does."""
+    """Font, spacing and lines so that `text` fits: the preferred size first, smaller ones until it does."""
     family, weight = fonts.pick(rng, split)
     wide = rng.random()
     loose = 2 * wide if wide < 0.15 else 0  # letter spacing in ems, as titles of one short word often have

@@ -6,13 +6,13 @@ import random
 import numpy as np
 from PIL import Image, ImageFilter
 
-#: The share of charts and tables to learn from that lie on a sheet: small type is misread most.
+#: The share of training charts and tables that are placed on a larger sheet: small type is misread most.
 SHEETS = 0.4
 
 
 def on_a_sheet(rng: random.Random, image: Image.Image, characters: np.ndarray):
     """The picture somewhere on a sheet of its own colour, up to 1.35 times as wide and high, and where its characters
-    are then. They are smaller once the sheet is scaled, and the borders of tiles cut other lines."""
+    end up. They are smaller once the sheet is scaled, and the borders of tiles cut other lines."""
     width, height = (round(side * rng.uniform(1, 1.35)) for side in image.size)
     left, top = rng.randint(0, width - image.width), rng.randint(0, height - image.height)
     sheet = Image.new("RGB", (width, height), image.getpixel((0, 0)))

@@ -23,7 +23,7 @@ HELD_OUT = (
 
 @functools.lru_cache(maxsize=256)
 def load(family: str, size: int, weight: int = 400) -> ImageFont.FreeTypeFont:
-    """A font of `size` pixels; `weight` is taken as near as the family has it. Fonts are large: few are kept."""
+    """A font of `size` pixels; `weight` is rounded to what the family has. Fonts are large: few are cached."""
     if family == PILLOW:
         return ImageFont.load_default(size)
     return fontpkg.pil.truetype(family, size, weight, nearest=True, layout_engine=ImageFont.Layout.BASIC)
@@ -37,7 +37,7 @@ def pick(rng: random.Random, split: str) -> tuple[str, int]:
 @functools.cache
 def file(family: str) -> str | None:
     """The path of a family's regular file, for libraries that draw their own text and know no weight axis; none for
-    a family whose file is thin or bold unless told otherwise."""
+    a family whose file is thin or bold by default."""
     if family == PILLOW:
         return None
     path = str(fontpkg.path(family, nearest=True))

@@ -1,6 +1,6 @@
-"""Conversations about charts, tables and scenes without their pictures: what would be read from the picture is told.
+"""Conversations about charts, tables and scenes without their pictures: the answer is given what it would read.
 
-They teach to find again, to count and to compare what an answer has just said, at a fraction of what a picture costs.
+They teach how to look up, count and compare what an answer has just said, at a fraction of the cost of a picture.
 """
 
 import random
@@ -9,7 +9,7 @@ from dataclasses import replace
 from . import chart, scene, table
 from .sample import Sample
 
-#: Questions about what is told, at most.
+#: The most questions that are asked.
 MOST = 3
 
 
@@ -21,7 +21,7 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 def _of_chart(rng, split):
     content = chart.content(rng, split)
-    if rng.random() < 0.7:  # numbers of like length and of unlike
+    if rng.random() < 0.7:  # numbers of the same and of different length
         numbers, comma = [], rng.choice(("", ","))
         for digits in rng.choice(((3,), (2, 3), (3, 4), (4, 5), (3, 4, 5), (1, 2, 3, 4, 5))):
             numbers += rng.sample(range(10 ** (digits - 1), 10**digits), 8)

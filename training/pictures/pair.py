@@ -24,8 +24,8 @@ def draw(rng: random.Random, split: str) -> Sample:
 
 
 def answer(places: list[tuple[str, str, str]]) -> str:
-    """Place by place, what the first picture has there, what the second has, and whether that is the same; the
-    number of differences in the end. What is written first helps to compare."""
+    """Place by place, what the first picture has there, what the second has, and whether that is the same; then
+    the number of differences. Writing both down first helps the model to compare them."""
     clauses = [f"{clause(place)}, {'same' if place[1] == place[2] else 'different'}." for place in places]
     return " ".join([*clauses, COUNTS[sum(place[1] != place[2] for place in places)]])
 
@@ -41,7 +41,7 @@ def two_scenes(rng: random.Random) -> tuple[list[scene.Thing], list[scene.Thing]
     first = scene.content(rng, most=5)
     second = {(thing.row, thing.column): thing for thing in first}
     taken, changes = list(second), rng.choice((0, 1, 1, 2))
-    if changes > len(taken) or rng.random() < 0.4:  # otherwise most differences would be things that come
+    if changes > len(taken) or rng.random() < 0.4:  # otherwise most differences would be things that appear
         taken = [(row, column) for row in range(3) for column in range(3)]
     for cell in sorted(rng.sample(taken, changes)):
         old = second.pop(cell, None)

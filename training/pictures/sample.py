@@ -17,7 +17,7 @@ class Sample:
 
     `characters` has one array a picture, float32 `(number of characters, 5)`: index into `(*CHARACTERS, *SHAPES)`,
     then left, top, right, bottom in pixels of that picture. `told` is the beginning of the first answer that is given
-    and not learned: what a picture would say, where there is none.
+    and not learned: what would be read from a picture, where there is none.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class Sample:
 
 
 def letter(place: int) -> str:
-    """As in "a)" for 0: a letter is found again more easily than a name."""
+    """As in "a)" for 0: a letter is easier to look up than a name."""
     return f"{chr(ord('a') + place)})"
 
 
@@ -39,7 +39,7 @@ def lettered(items: list[str]) -> list[str]:
 
 
 def read_first(read: str, turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The first answer begins with all that was `read`, for a small model finds nothing at one look; what has been
-    said is not said again in the others."""
+    """The first answer begins with all that was `read`, as a small model finds nothing at a glance; the others do not
+    repeat it."""
     (question, answer), *more = turns
     return [(question, f"{read} {answer}"), *more]

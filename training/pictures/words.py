@@ -9,8 +9,8 @@ from faker.providers.person.en_US import Provider as Person
 
 from ..tokenizer import WORDS
 
-#: Languages that are written in these letters, or nearly so, for training only: ten thousand words and names are not
-#: learned by heart as one thousand are.
+#: Languages that are written in these letters, or nearly so, for training only: ten thousand words and names are harder
+#: to learn by heart than one thousand.
 LANGUAGES = ("cs_CZ", "da_DK", "de_DE", "es_ES", "fr_FR", "it_IT", "pl_PL")
 
 
@@ -27,7 +27,7 @@ LAST_NAMES = sorted(set(Person.last_names))
 FOREIGN = [word.lower() for word in _foreign("lorem", "word_list")]
 FOREIGN_FIRST_NAMES = _foreign("person", "first_names")
 FOREIGN_LAST_NAMES = _foreign("person", "last_names")
-#: Words that are one token each, for what a model never says in training it cannot say.
+#: Words that are one token each: a model cannot say a token that it never said in training.
 WHOLE = sorted({word.lower() for word in WORDS if len(word) > 2})
 
 _ONSETS = """b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kn l m n p ph pl pr qu r s sc sh sk sl sm sn sp
@@ -43,7 +43,7 @@ _NUMBERS = ("{}", "{}", "{}", "{}%", "${}", "{}.5", "{},000", "#{}", "({})", "+{
 
 
 def held_out(word: str) -> bool:
-    """One word in ten is never trained on, whatever its case; those of one token all are."""
+    """One word in ten, whatever its case, is never trained on; all words of one token are."""
     return word.lower() not in WHOLE and hashlib.sha1(word.lower().encode()).digest()[0] % 10 == 0
 
 
@@ -56,7 +56,7 @@ def of_split(rng: random.Random, split: str, make) -> str:
 
 
 def invented(rng: random.Random) -> str:
-    """A word that no dictionary has, so that reading cannot be replaced by knowing."""
+    """A word that no dictionary has, so that it has to be read and cannot be known."""
     syllables = rng.choices((1, 2, 3), (4, 5, 1))[0]
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))[:10]
 
@@ -77,14 +77,14 @@ def whole(rng: random.Random) -> str:
 
 
 def shuffled(rng: random.Random) -> str:
-    """The letters of a word in any order: they can be read and not be guessed."""
+    """The letters of a word in random order: they can be read, but not guessed."""
     letters = rng.choice(COMMON)
     return "".join(rng.sample(letters, len(letters)))
 
 
 def word(rng: random.Random, split: str) -> str:
     """A lower-case word: every fourth one is invented. In training every second one of the others is foreign, has its
-    letters shuffled or is one token: what a model knows by heart it guesses, and takes other words for it."""
+    letters shuffled or is one token: a model guesses words that it knows by heart, and takes other words for them."""
     if rng.random() < 0.25:
         return of_split(rng, split, invented)
     if split == "train" and rng.random() < 0.5:
