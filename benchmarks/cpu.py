@@ -5,7 +5,7 @@
 Builds 4 of the decoder's 32 layers and 4 of the tower's 23 at full width; times are medians of rounds in which every
 form has its turn, and only their ratios mean something. Needs 6 GB of memory and 3 GB of disk. To see what an older
 CPU would do, set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (no bfloat16 units), or AVX2 with ATEN_CPU_CAPABILITY=avx2; but
-parts of PyTorch still see the whole CPU then, so only a real older one tells all.
+parts of PyTorch still see the real CPU then, so only a real older one shows everything.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def whole(times: dict[str, float]) -> dict[str, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tiles", type=int, default=5, help="tiles, the view of the whole being one of them")
+    parser.add_argument("--tiles", type=int, default=5, help="tiles, the global view included")
     parser.add_argument("--length", type=int, default=800, help="tokens of the prompt")
     parser.add_argument("--steps", type=int, default=8, help="tokens of the answer")
     args = parser.parse_args()

@@ -3,7 +3,7 @@
     python -m benchmarks.cuda
 
 Times are the card's own: the table names it. `original` is the original code's way without flash-attn: eager
-attention, and every picture filled up with tiles to `num_crops`. The card's speed in copying and in multiplying is
+attention, and every picture padded with tiles to `num_crops`. The card's speed in copying and in multiplying is
 measured beside it, for an estimated lower bound: a token reads every weight of the decoder once, a prompt multiplies
 with each of them. Needs 16 GB of GPU memory and, for `compiled`, a C compiler.
 """
@@ -27,7 +27,7 @@ from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 
 from .compare import speeds
 
-#: Attention of each form, and whether it is compiled, which nothing undoes: the last one.
+#: Attention of each form, and whether it is compiled. That form comes last, as nothing undoes it.
 FORMS = {
     "original": ("eager", False),
     "sdpa": ("sdpa", False),
@@ -40,7 +40,7 @@ TEXT, NUM_CROPS = 40, 16
 
 
 def build_model(layers: int) -> Phi3VForCausalLM:
-    """The official sizes, bfloat16, made where they will be."""
+    """A model of the official sizes in bfloat16, created on the GPU."""
     config = Phi3VConfig(num_hidden_layers=layers)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
@@ -50,7 +50,7 @@ def build_model(layers: int) -> Phi3VForCausalLM:
 
 
 def seconds(work) -> float:
-    """Of one call, until the GPU is done with it."""
+    """Seconds of one call, until the GPU has finished it."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     work()
@@ -84,14 +84,14 @@ def question(model, preprocess: Phi3VImageProcessor, size: tuple[int, int]) -> d
 
 
 def longer(inputs: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
-    """The question with so many tokens more. People ask in another length each time, and some kernels are planned anew
-    for each."""
+    """The question with `tokens` more tokens. Real questions differ in length, and some kernels are planned again for
+    each new length."""
     ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -1:].expand(-1, tokens)], dim=1)
     return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def all_tiles(model: Phi3VForCausalLM, most_tiles: int):
-    """While it is entered, the tower encodes as many tiles as a picture can have, and the view of the whole."""
+    """A context in which the tower always encodes the global view and the most tiles that a picture can have."""
     tower, original = model.vision_tower, model.vision_tower.forward
 
     def forward(tiles, *args, **kwargs):
@@ -104,7 +104,7 @@ def all_tiles(model: Phi3VForCausalLM, most_tiles: int):
 
 
 def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tuple[list[int], list[float]]:
-    """The ids of a greedy answer of so many tokens, and the seconds until each was there."""
+    """The ids of a greedy answer of `tokens` tokens, and the seconds until each of them was ready."""
     positions = inputs["input_ids"].shape[1] + tokens
     ids, times = [], []
     torch.cuda.synchronize()
@@ -126,9 +126,9 @@ def answer(model, inputs, tokens: int, compiled: CompiledDecoding | None) -> tup
 
 
 def floors(model, inputs, ceiling: dict[str, float]) -> dict[str, float]:
-    """Seconds that no form will be much below: for a token, every weight of the decoder is read once; for the first,
-    each of them is multiplied with every position, and those of the tower with every patch. Attention and its cache
-    are left out."""
+    """Lower bounds in seconds. For a further token, every weight of the decoder is read once; for the first token, each
+    of them is multiplied with every position, and those of the tower with every patch. Attention and its cache are
+    not counted."""
     layers = sum(p.numel() for p in model.model.layers.parameters())
     tower = sum(p.numel() for p in model.vision_tower.encoder.parameters())
     grids = model.model.vision_embed_tokens.get_grids(inputs["pixel_values"], inputs["image_sizes"])
@@ -141,9 +141,9 @@ def floors(model, inputs, ceiling: dict[str, float]) -> dict[str, float]:
 
 
 def rounds_of(form: str, model, questions: dict, args, bar: tqdm):
-    """Of one form: seconds of each round but the first, which warms up; the ids it said; and what else is known.
+    """For one form: the seconds of each round but the first, which warms up; the ids; and what else was measured.
 
-    In each round the questions have a length that no round before had.
+    In each round the questions have a length that no earlier round had.
     """
     attention, is_compiled = FORMS[form]
     model.set_attn_implementation(attention)

@@ -1,4 +1,4 @@
-"""The decoder's layers on their own, as two of the comparisons ask them: a prompt, then tokens one by one."""
+"""The decoder's layers on their own, as two of the comparisons run them: a prompt, then tokens one by one."""
 
 import argparse
 
@@ -13,13 +13,13 @@ from .cpu import seconds
 
 
 class Ours:
-    """The layers of a model as it was loaded, asked as every decoder here is."""
+    """The layers of a loaded model, with the interface that every decoder here has."""
 
     def __init__(self, model: Phi3VForCausalLM):
         self.model, self.config = model.model, model.config
 
     def __call__(self, inputs_embeds: torch.Tensor, past: int) -> torch.Tensor:
-        """Hidden states of the new positions after `past` ones; 0 begins anew."""
+        """Hidden states of the new positions after `past` earlier ones; 0 starts again."""
         if past == 0:
             self.cache = growing_cache()
         outputs = self.model(inputs_embeds=inputs_embeds.to(self.model.dtype), past_key_values=self.cache)

@@ -3,7 +3,7 @@
     python -m benchmarks.load_memory
 
 Writes 8.3 GB to a temporary folder (set TMPDIR where the disk is small) and loads them in a process of its own. Counts
-the memory that the process keeps for itself (RssAnon, Linux), not the pages of the files, which can go at any time.
+the process's own memory (RssAnon, Linux), not the cached pages of the files, which can be dropped at any time.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def write(folder: Path):
     for name in shapes:
         shards.setdefault("-".join(name.split(".")[:3]) + ".safetensors", []).append(name)
     for file, names in tqdm(shards.items(), desc="write"):
-        # One random block, repeated: it is the sizes that matter.
+        # One random block, repeated: only the sizes matter.
         block = torch.randn(1 << 20, dtype=torch.bfloat16) * 0.02
         weights = {}
         for name in names:
@@ -45,7 +45,7 @@ def write(folder: Path):
 
 
 def memory() -> int:
-    """Bytes that this process has for itself now."""
+    """Bytes of this process's own memory now."""
     return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 

@@ -3,9 +3,9 @@
     python -m pip install -e ".[training]"
     python -m benchmarks.lookup
 
-Where the last words stand in the prompt or the answer already, transformers lets the model check those that followed
-there, several in one step (`prompt_lookup_num_tokens`). Counts steps, not seconds: a step that checks five words takes
-longer than one that writes a single one. The answers must be equal.
+Where the last words already occur in the prompt or the answer, transformers has the model check what followed them
+there, several words in one step (`prompt_lookup_num_tokens`). Counts steps, not seconds: a step that checks five words
+takes longer than one that writes a single one. The answers must be equal.
 """
 
 import argparse

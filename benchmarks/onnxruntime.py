@@ -53,7 +53,7 @@ def built(model: Phi3ForCausalLM, folder: Path) -> onnxruntime_genai.Model:
 
 
 def started(model: onnxruntime_genai.Model, length: int) -> onnxruntime_genai.Generator:
-    """A generator that goes on to `length` tokens."""
+    """A generator for at most `length` tokens."""
     params = onnxruntime_genai.GeneratorParams(model)
     params.set_search_options(max_length=length, min_length=length)
     return onnxruntime_genai.Generator(model, params)
@@ -72,7 +72,7 @@ def measure_onnx(model: onnxruntime_genai.Model, ids: torch.Tensor, steps: int) 
 
 @torch.no_grad()
 def measure_ours(model: Phi3VForCausalLM, ids: torch.Tensor, steps: int) -> dict[str, float]:
-    """The same, as `generate` does it."""
+    """The same for the model here, step by step as in `generate`."""
     state = {}
 
     def step(ids):

@@ -32,8 +32,8 @@ COMPRESSED = {
 
 
 class Decoder(nn.Module):
-    """The layers with everything that changes as an argument: (hidden states, mask, rotary tables, cache...) to
-    (hidden states, cache...). The tables are made outside: OpenVINO's bfloat16 holds no position above 256 exactly."""
+    """The layers with everything that changes passed as an argument: (hidden states, mask, rotary tables, cache...) to
+    (hidden states, cache...). The tables are made outside: OpenVINO's bfloat16 is not exact for positions above 256."""
 
     def __init__(self, model: Phi3VForCausalLM):
         super().__init__()
@@ -73,7 +73,7 @@ def exported(model: Phi3VForCausalLM) -> openvino.Model:
         source.get_tensor().set_names({f"past.{i}"})
         target.get_tensor().set_names({f"present.{i}"})
         names[f"past.{i}"] = f"present.{i}"
-    # The pattern that OpenVINO's CPU plugin takes for a cache: each past goes through a choice of beams.
+    # The pattern that OpenVINO's CPU plugin recognises as a cache: each past goes through a choice of beams.
     beams = ops.parameter([1], openvino.Type.i32, name="beams")
     beams.output(0).get_tensor().set_names({"beams"})
     result.add_parameters([beams])
@@ -93,7 +93,7 @@ def exported(model: Phi3VForCausalLM) -> openvino.Model:
 
 
 class Engine:
-    """An OpenVINO model that is asked as `Ours` is."""
+    """An OpenVINO model with the interface of `Ours`."""
 
     def __init__(self, model: openvino.Model, rotary_emb: nn.Module):
         self.rotary_emb = rotary_emb
@@ -101,7 +101,7 @@ class Engine:
         self.request = compiled.create_infer_request()
 
     def __call__(self, inputs_embeds: torch.Tensor, past: int) -> torch.Tensor:
-        """Hidden states of the new positions after `past` ones; 0 begins anew."""
+        """Hidden states of the new positions after `past` earlier ones; 0 starts again."""
         if past == 0:
             self.request.reset_state()
         new = inputs_embeds.shape[1]

@@ -95,7 +95,7 @@ def cases():
 
 
 def png_bomb(side: int) -> bytes:
-    """A few kB that say they are a black and white picture of `side` x `side`."""
+    """A few kB that claim to be a black and white picture of `side` x `side` pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -108,7 +108,7 @@ def png_bomb(side: int) -> bytes:
 
 
 def verdict(load, file: Path, truth) -> str:
-    """`right`, with the name of the error where one is right, or what else became of the file."""
+    """`right`, with the name of the error where an error is right, or what went wrong with the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
     python -m benchmarks.preprocessing
 
 Pixels are compared too: they must be equal. Times are medians of rounds in which both have their turn, and only their
-ratio means something. Of a large photo most of the time is Pillow's scaling, which both need.
+ratio means something. For a large photo most of the time goes into Pillow's resizing, which both need.
 """
 
 import argparse
