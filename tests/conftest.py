@@ -46,7 +46,7 @@ def golden_checkpoint() -> Path:
 
 @pytest.fixture
 def folder(golden_checkpoint, tmp_path) -> Path:
-    """A copy of the tiny checkpoint with its SHA256SUMS, to change as one likes."""
+    """A copy of the tiny checkpoint with its SHA256SUMS, for a test to change."""
     from phi3_v_data import copy_of, write_sums
 
     copy = copy_of(golden_checkpoint, tmp_path / "checkpoint")

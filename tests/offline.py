@@ -1,4 +1,4 @@
-"""Imported into a process, it cuts it off from every network but the machine itself (and from a GPU that is none).
+"""Importing this cuts a process off from every network but the machine itself (and from a GPU that does not work).
 
 `conftest.py` does so for pytest and for the kernels of the notebooks.
 """
@@ -38,5 +38,5 @@ sys.addaudithook(_refuse)
 if sys.platform == "darwin" and "GITHUB_ACTIONS" in os.environ:
     import torch
 
-    # These machines say that they have an Apple GPU, and then it has no memory: actions/runner-images, issue 9918.
+    # These machines report an Apple GPU, but it has no memory: actions/runner-images, issue 9918.
     torch.backends.mps.is_available = lambda: False

@@ -27,7 +27,7 @@ def load_case(name):
 
 
 def copy_of(folder, to):
-    """A copy that can be changed, also where the folder itself cannot."""
+    """A writable copy, even of a read-only folder."""
     shutil.copytree(folder, to)
     for path in (to, *to.iterdir()):
         path.chmod(0o755)
@@ -35,7 +35,7 @@ def copy_of(folder, to):
 
 
 def write_sums(folder):
-    """Makes the SHA256SUMS of a checkpoint's folder."""
+    """Writes the SHA256SUMS of a checkpoint's folder."""
     lines = [
         f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
         for file in sorted(folder.iterdir())

@@ -95,7 +95,7 @@ def test_a_web_address_is_fetched_once(tiny, images, monkeypatch):
     assert fetched == ["https://example.com/a.png", images[0]]
 
 
-def test_out_of_memory_advises(tiny, images):
+def test_out_of_memory_says_what_to_change(tiny, images):
     """In the first batch, which is the longest."""
     lengths = []
 
@@ -112,7 +112,7 @@ def test_out_of_memory_advises(tiny, images):
 
 
 @pytest.mark.parametrize("notebook", [True, False])
-def test_the_bar_is_no_warning_and_no_result(tiny, images, capfd, monkeypatch, notebook):
+def test_the_progress_bar_looks_like_neither_a_warning_nor_a_result(tiny, images, capfd, monkeypatch, notebook):
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     if not notebook:
         monkeypatch.delitem(sys.modules, "ipykernel")
@@ -150,7 +150,7 @@ def test_no_picture(tiny):
 
 
 def test_a_column_of_a_table(tiny, images):
-    """Its rows count by position, whatever they are labelled."""
+    """Its rows are taken by position, whatever their labels are."""
     pd = pytest.importorskip("pandas")
 
     table = pd.DataFrame({"prompt": PROMPTS, "images": images}, index=range(len(PROMPTS), 0, -1))

@@ -1,4 +1,4 @@
-"""benchmarks/: the ratios that the README and 09_speed show, and that what is compared gives the same."""
+"""benchmarks/: the ratios that the README and 09_speed show, and that the compared code gives the same results."""
 
 import argparse
 import json
@@ -124,13 +124,13 @@ def test_the_originals_steps_give_the_same_pixels(size):
 
 
 def a_picture(model) -> dict[str, torch.Tensor]:
-    """Two tiles and the view of the whole, in a prompt of 100 tokens."""
+    """Two tiles and the global view, in a prompt of 100 tokens."""
     inputs = Phi3VImageProcessor(4, image_size=112)(noise_image(200, 100), return_tensors="pt")
     return {**inputs, "input_ids": torch.zeros(1, 100, dtype=torch.int64)}
 
 
-def test_the_page_encodes_tiles_that_are_not_there():
-    """The same features from all tiles that there could be; afterwards only the real ones again."""
+def test_the_original_form_encodes_all_tiles():
+    """It encodes as many as there can be, with the same features; afterwards only the real ones are encoded again."""
     model, seen = tiny_model(), []
     model.vision_tower.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     picture = {name: value for name, value in a_picture(model).items() if name != "input_ids"}
@@ -152,7 +152,7 @@ def test_the_least_time_counts_tiles_positions_and_weights():
     assert floor == {"first token": 100 * layers + patches * tower, "token": layers + model.lm_head.weight.numel()}
 
 
-def test_4_bits_lose_what_16_steps_lose():
+def test_4_bits_have_the_error_of_16_levels():
     """A step is a fifteenth of a block's range, so that these weights err by a sixteenth or so."""
     linear, x = torch.nn.Linear(256, 64, bias=False).requires_grad_(False), torch.randn(5, 256)
     exact = linear(x)

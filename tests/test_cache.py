@@ -30,8 +30,8 @@ def test_it_holds_what_the_other_one_holds(lengths):
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
-def test_a_token_is_written_behind_the_others():
-    """Nothing that is there is moved, as long as there is room."""
+def test_a_token_is_appended_in_place():
+    """Nothing is moved as long as there is room."""
     cache, places = growing_cache(), set()
     for positions in [10] + [1] * SPARE:
         with torch.no_grad():
@@ -76,7 +76,7 @@ def test_the_model_says_the_same(settings, length):
 
 
 def test_what_was_written_in_inference_mode_is_left_alone():
-    """Nor is what a gradient still needs."""
+    """And so is what a gradient still needs."""
     cache = growing_cache()
     with torch.inference_mode():
         keys, _ = cache.update(states(3), states(3), 0)

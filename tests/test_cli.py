@@ -108,7 +108,7 @@ def test_an_interrupt_stops_a_loop_of_the_shell_too():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes as shells have them")
-def test_a_reader_that_has_enough():
+def test_a_closed_pipe():
     with subprocess.Popen(TABLE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(1)
         process.stdout.close()
@@ -127,7 +127,7 @@ import helpers
 
 
 @pytest.mark.parametrize(("before", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_that_wait_give_their_core_away(before, policy):
+def test_idle_threads_sleep(before, policy):
     """Set before PyTorch is loaded, or it has no effect; what the user has set stays."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | before
     done = subprocess.run([sys.executable, "-c", AS_TORCH_COMES], capture_output=True, text=True, env=environment)

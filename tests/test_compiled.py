@@ -1,4 +1,4 @@
-"""Compiled decoding gives the answers of the usual one, by one graph."""
+"""Compiled decoding gives the usual answers, with a single graph."""
 
 import contextlib
 from types import SimpleNamespace
@@ -46,8 +46,7 @@ def test_one_graph_for_twenty_questions(tiny, graphs):
 
 
 def test_compiled_prompts_of_any_size(tiny, graphs):
-    """Two graphs, one for a layer of the tower and one for an `mlp`, and as before one for the step, in which the
-    latter is a part."""
+    """Two graphs, for a layer of the tower and for an `mlp`; and, as before, one for the step, with an `mlp` in it."""
     asked = [("word " * (1 + 4 * i), [noise_image(60, 60 + 40 * i, j) for j in range(i % 3)]) for i in range(9)]
     expected = [usual(tiny, *pair, max_new_tokens=6) for pair in asked]
     counter = CompileCounter()
@@ -76,7 +75,7 @@ def test_a_longer_chat_gets_a_larger_cache(tiny, graphs):
     assert graphs.frame_count == 2
 
 
-def test_a_question_after_one_that_was_left(tiny, graphs):
+def test_a_question_after_a_stream_that_was_closed(tiny, graphs):
     pieces = stream(*tiny, "word " * 30, noise_image(90, 90), max_new_tokens=30)
     next(pieces)
     pieces.close()
@@ -105,7 +104,7 @@ def test_two_answers_at_once(tiny, graphs):
         assert reserved
 
 
-def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
+def test_a_cache_that_could_not_be_made_is_not_used_again(tiny, graphs, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("CUDA out of memory")
 
@@ -116,7 +115,7 @@ def test_a_cache_that_failed_is_not_lent_again(tiny, graphs, monkeypatch):
     assert generate(*tiny, "Hello", max_new_tokens=4) == usual(tiny, "Hello", max_new_tokens=4)
 
 
-def test_a_cache_that_an_answer_failed_with_is_not_lent_again(tiny, graphs):
+def test_the_cache_of_an_answer_that_failed_is_not_used_again(tiny, graphs):
     compiled = tiny[0].compiled_decoding
     with pytest.raises(RuntimeError, match="CUDA out of memory"), compiled.reserve(100):
         raise RuntimeError("CUDA out of memory")
@@ -124,7 +123,7 @@ def test_a_cache_that_an_answer_failed_with_is_not_lent_again(tiny, graphs):
 
 
 def test_ctrl_c_while_a_cache_is_made(tiny, graphs, monkeypatch):
-    """What is half made is not lent: neither a cache without its graph nor one that is too small."""
+    """A half-made cache is not used: neither a cache without its graph nor one that is too small."""
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -154,8 +153,8 @@ def test_what_is_longer_than_the_model_is_not_compiled(tiny, graphs):
         assert reserved == {}
 
 
-def test_only_the_compiled_step_plans_its_attention(monkeypatch):
-    """cuDNN's, which the loader leaves out on a GPU: other steps have another length each time."""
+def test_only_the_compiled_step_uses_cudnn_attention(monkeypatch):
+    """The loader turns it off on a GPU, as the lengths of other steps change each time."""
     flags = [True]
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: flags[-1])
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", flags.append)
@@ -166,8 +165,8 @@ def test_only_the_compiled_step_plans_its_attention(monkeypatch):
     assert flags == [True, False, True, False]
 
 
-def test_a_step_is_begun_before_the_last_ones_token_is_read(tiny, graphs):
-    """A GPU then never waits for Python; the first token comes at once, and at the end one step is too many."""
+def test_a_step_is_launched_before_the_previous_token_is_read(tiny, graphs):
+    """A GPU then never waits for Python; the first token comes at once, and at the end there is one step too many."""
     model, processor = tiny
     begun = []
     with model.compiled_decoding.reserve(100) as reserved:
@@ -180,7 +179,7 @@ def test_a_step_is_begun_before_the_last_ones_token_is_read(tiny, graphs):
 
 
 def test_a_recorded_step(tiny, graphs, monkeypatch):
-    """As on a GPU: the inputs keep their place, and each step overwrites what the last one said."""
+    """As on a GPU: the inputs keep their place, and each step overwrites the outputs of the last."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
     for name in ("graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda *args, **kwargs: contextlib.nullcontext())
@@ -211,6 +210,6 @@ def test_by_default_nothing_is_compiled(golden_checkpoint):
     ],
 )
 def test_what_cannot_be_compiled(golden_checkpoint, settings, message):
-    """A fixed cache has empty places, which flash-attn would look at."""
+    """A static cache has empty positions, which flash-attn would attend to."""
     with pytest.raises(ValueError, match=message):
         load_model_and_processor(golden_checkpoint, compile=True, dtype=torch.float32, **settings)

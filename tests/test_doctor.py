@@ -91,7 +91,7 @@ def write_broken_pillow(path: Path) -> None:
     ],
 )
 def test_an_unsuitable_environment(tmp_path, prepare, options, problems):
-    """The report comes whole where the packages that `helpers` imports fail; an import says the same in one error."""
+    """The report is complete even if packages that `helpers` imports fail; an import says the same in one error."""
     prepare(tmp_path)
 
     def python(*arguments):

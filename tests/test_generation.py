@@ -225,7 +225,7 @@ def test_gradients_are_off_for_the_model_and_on_for_the_caller(tiny):
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_interrupt(tiny, picture):
-    """Ctrl-C at random forward passes: it comes through at once and the next answer is as ever."""
+    """Ctrl-C at random forward passes: it comes through at once and the next answer is as usual."""
     expected = generate(*tiny, "What is this?", picture, max_new_tokens=12)
     threads = threading.active_count()
     rng = random.Random(0)

@@ -85,7 +85,7 @@ def test_forward(name, model, inputs_of):
     real = data["attention_mask"][:, positions] == 1
     assert embeds_diff[real].max() <= 5e-5
     logits_diff = (logits[:, positions][..., vocab] - data["logits_sample"]).abs().amax(-1)
-    # What a padding token sees is nobody's business.
+    # The features at padding tokens do not matter.
     assert logits_diff[real].max() <= 1e-4
     for key in ("last_logits", "last_logits_with_position_ids", "single_row_last_logits"):
         if key in data:
@@ -137,7 +137,7 @@ def test_bfloat16(name, bfloat16_model, inputs_of):
     assert embeds_diff[real].max() <= 0.1
     assert (logits - data["last_logits"]).abs().max() <= 0.35
     assert torch.cosine_similarity(logits, data["last_logits"]).min() > 0.999
-    # The first id is equal, but for a tie: bfloat16 logits of about 8 are 0.0625 apart.
+    # The first id is equal, unless there was a tie: bfloat16 logits of about 8 are 0.0625 apart.
     first = logits.gather(1, data["generated_ids"][:, :1].long())[:, 0]
     assert (logits.amax(-1) - first).max() <= 0.0625
 

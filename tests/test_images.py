@@ -142,7 +142,7 @@ def test_16_bit_i_and_big_endian():
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_fewer_bits_stored_in_16(bits):
-    """White is white, whatever the bits that are used."""
+    """White is white, however many of the bits are used."""
     values = np.array([[0, 2 ** (bits - 1), 2**bits - 1]])
     file = encode(Image.fromarray(values.astype(np.uint16)))
     for source in (file, Image.fromarray(values.astype(np.int32)), Image.fromarray(values.astype(np.float32))):
@@ -152,7 +152,7 @@ def test_fewer_bits_stored_in_16(bits):
 
 
 def test_float_of_0_to_1():
-    """What is no number is black."""
+    """NaN becomes black."""
     picture = load_image(Image.fromarray(np.array([[0, 0.5, 1, np.nan]], np.float32)))
     assert pixels(picture)[0, :, 0].tolist() == [0, 128, 255, 0]
 
@@ -361,7 +361,7 @@ def test_url(server, path):
     assert (pixels(load_image(server + path, allow_private=True)) == pixels(gradient())).all()
 
 
-def test_what_nobody_thought_of_is_said(server, monkeypatch):
+def test_an_unexpected_error_is_reported(server, monkeypatch):
     """It happens in another thread, where it would be lost."""
 
     def fail(*args):

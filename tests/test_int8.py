@@ -37,14 +37,14 @@ def layers():
 
 
 def errors(layers, x: torch.Tensor) -> torch.Tensor:
-    """Of each row, relative to the row's length."""
+    """The relative error of each row."""
     linear, layer = layers
     exact = linear(x)
     return (layer(x) - exact).norm(dim=-1) / (exact - linear.bias).norm(dim=-1).clamp_min(1e-30)
 
 
 @pytest.mark.parametrize("where", ["meta", torch.bfloat16])
-def test_what_is_packed_stays_where_it_is(where):
+def test_packed_weights_cannot_be_moved(where):
     layer = int8_of(nn.Linear(64, 32).requires_grad_(False))
     assert layer.to("cpu") is layer
     with pytest.raises(RuntimeError, match="load it again"):
@@ -95,7 +95,7 @@ def test_the_kernels_of_other_cpus(layers, monkeypatch, kernel, rows):
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="FBGEMM is for x86")
 def test_the_row_of_a_new_token_keeps_more_than_8_bits(layers, monkeypatch):
-    """What is left is the weights' rounding."""
+    """Only the error from rounding the weights is left."""
     monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: (by_fbgemm, 63))
     linear, _ = layers
     (values, scale), x = quantize(linear.weight), torch.randn(1, 768)
@@ -110,8 +110,8 @@ def test_rows_of_zeros_are_no_outliers():
     assert passes == [40]
 
 
-def test_a_layer_goes_when_nobody_has_it(layers):
-    """Not only when Python looks for cycles: of the official model it is gigabytes."""
+def test_a_layer_is_freed_with_its_last_reference(layers):
+    """Without waiting for the garbage collector: in the official model it is gigabytes."""
     gc.disable()
     try:
         layer = int8_of(layers[0])
@@ -133,7 +133,7 @@ def test_torchs_default_dtype_does_not_matter(layers):
 
 
 def test_no_plain_loop():
-    """PyTorch's own product is one without AVX512-VNNI, many times as slow as float32."""
+    """Without AVX512-VNNI, PyTorch's own product is one, many times as slow as float32."""
     if not torch.cpu.get_capabilities().get("avx512_vnni"):
         assert kernel_of_this_cpu()[0] is not by_vnni
 

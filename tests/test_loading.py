@@ -116,7 +116,7 @@ def test_too_little_memory(folder, monkeypatch):
         {},  # too little memory
     ],
 )
-def test_what_cannot_be_is_not_downloaded_first(monkeypatch, settings):
+def test_impossible_settings_are_refused_before_a_download(monkeypatch, settings):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("downloaded"))
     monkeypatch.setattr(machine, "available_memory", lambda device: 2_000_000_000)
     with pytest.raises((ValueError, RuntimeError)):
@@ -157,13 +157,13 @@ def test_out_of_memory(golden_checkpoint, monkeypatch, error):
     assert caught.value.__context__ is None  # whose traceback would keep the weights
 
 
-def test_a_wrong_setting_is_no_damage(golden_checkpoint):
+def test_a_wrong_setting_is_not_called_damage(golden_checkpoint):
     with pytest.raises(CheckpointError, match=r"Unknown quantization type.*; check the settings") as caught:
         load_model_and_processor(golden_checkpoint, device="cpu", quantization={"quant_method": "nothing"})
     assert "download" not in str(caught.value)
 
 
-def test_what_bitsandbytes_is_told():
+def test_the_config_for_bitsandbytes():
     gpu, dtype = torch.device("cuda"), torch.bfloat16
     assert loading._quantization_config("int8", gpu, dtype).load_in_8bit
     four = loading._quantization_config("int4", gpu, dtype)

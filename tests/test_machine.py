@@ -69,7 +69,7 @@ def test_device(monkeypatch, cuda, mps, expected):
 
 @pytest.mark.parametrize(("built", "reason"), [(False, "without CUDA"), (True, "no CUDA or Apple GPU found")])
 def test_why_a_cpu(monkeypatch, built, reason):
-    """PyPI's build for Windows has no CUDA: who has a card there should read why it is not found."""
+    """PyPI's build for Windows has no CUDA: those who have a card there should read why it is not found."""
     for backend in (torch.cuda, torch.backends.mps):
         monkeypatch.setattr(backend, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
@@ -78,7 +78,7 @@ def test_why_a_cpu(monkeypatch, built, reason):
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
-def test_advice_that_is_followed_needs_less(monkeypatch, quantization):
+def test_following_the_advice_needs_less_memory(monkeypatch, quantization):
     needed = machine.size_of_weights(BIG, torch.float32, quantization)
     monkeypatch.setattr(machine, "available_memory", lambda device: needed - 1)
     _, advice = machine.lack_of_memory(BIG, torch.device("cpu"), torch.float32, quantization)
@@ -86,7 +86,7 @@ def test_advice_that_is_followed_needs_less(monkeypatch, quantization):
     assert machine.lack_of_memory(BIG, torch.device("cpu"), torch.bfloat16, quantization) is None
 
 
-def test_the_sizes_in_the_advice_are_those_that_count_when_it_is_followed(monkeypatch):
+def test_the_sizes_in_the_advice_are_those_checked_when_it_is_followed(monkeypatch):
     monkeypatch.setattr(machine, "available_memory", lambda device: 0)
     parameters = PARAMETERS[helpers.OFFICIAL]
     _, advice = machine.lack_of_memory(parameters, torch.device("cpu"), torch.float32)

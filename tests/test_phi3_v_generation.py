@@ -150,7 +150,7 @@ def test_generate_while_training(processor):
 
 
 def test_inputs_embeds_and_ids_across_the_switch(model, processor):
-    """A first step in which nothing was written yet, with a cache that the switch leaves behind."""
+    """In the very first step, before any token is written, with a cache that the switch makes invalid."""
     inputs = processor("h " * 70)
     embeds, cache = model.get_input_embeddings()(inputs["input_ids"]), DynamicCache(config=model.config)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_the_cache_of_another_prompt(model, processor, shorter):
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 def test_the_cache_by_its_old_and_its_new_name(model, processor, name):
-    """Whatever the release calls it: snippets of both times are about."""
+    """Whatever the release calls it, as there are snippets with either name."""
     ids = processor("h " * 20)["input_ids"]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_generation_stops(model, processor, stop):
 
 
 def test_each_sequence_keeps_its_pictures(model, processor):
-    """All of them in a row with several, which beams alone do not show."""
+    """All of them if a row has several, which the test of beams does not show."""
     inputs = processor([LONG, SHORT], [images(0, 2), images(1)])
     outputs = model.generate(**inputs, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=2)
     assert torch.equal(outputs[0], outputs[1])

@@ -111,7 +111,7 @@ def test_uint8_arrays_are_pictures(image):
         {},
     ],
 )
-def test_other_things_are_not(image):
+def test_other_arrays_are_refused(image):
     with pytest.raises(ValueError, match="PIL image or a uint8 array"):
         Phi3VImageProcessor()(image)
 

@@ -305,7 +305,7 @@ def test_training(autocast, attention):
             loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())  # nothing built in vain
+        assert all(parameter.grad is not None for parameter in model.parameters())  # every part is used
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
@@ -368,8 +368,8 @@ def test_text_alone_is_one_graph(model):
 
 
 def test_layers_on_several_devices(model, inputs, monkeypatch):
-    """`device_map="auto"`: features follow the embeddings (here, from where nothing can be brought), and no part that
-    adds what it holds to what it is given is split."""
+    """`device_map="auto"`: features move to the embeddings' device (here from "meta", which cannot be copied), and
+    no module that adds up the results of its parts is split."""
     assert {"Phi3DecoderLayer", "CLIPVisionEmbeddings", "CLIPEncoderLayer"} <= set(model._no_split_modules)
     features = [
         feature.to("meta") for feature in model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
@@ -408,7 +408,7 @@ def test_forward_goes_on_with_a_mask(model):
 
 
 def test_the_loss_of_accumulated_batches(model):
-    """Trainer passes the number of labels of several batches, and then the loss is their sum over that."""
+    """Trainer passes the number of labels in several batches; the loss is then the sum divided by that number."""
     inputs = tiny_processor()("a b c d e f")
     labels = inputs["input_ids"].clone()
     mean = model(**inputs, labels=labels).loss

@@ -215,7 +215,7 @@ def test_text_options():
 
 @pytest.mark.parametrize("group", [None, "images_kwargs", "text_kwargs", "common_kwargs"])
 def test_unknown_settings(group):
-    """Otherwise a slip of the pen would answer with 16 tiles where 4 were meant."""
+    """Otherwise a typo would silently give 16 tiles where 4 were meant."""
     processor, image = tiny_processor(), noise_image(20, 20)
     for unknown in ({"num_crop": 4}, {"image_size": 56}, {"num_img_tokens": 4}, {"padding_sides": "right"}):
         for prompt, images in (("<|image_1|>", image), ("hi", None)):
@@ -432,7 +432,7 @@ def test_a_tag_in_a_message_says_what_to_do():
         processor(text, noise_image(20, 20))
 
 
-def test_other_keys_reach_a_template_of_ones_own():
+def test_other_keys_reach_a_custom_template():
     message = {"role": "user", "content": "Hi", "name": "Bob"}
     assert tiny_processor().apply_chat_template([message], chat_template="{{ messages[0].name }}") == "Bob"
     with pytest.raises(ValueError, match="list of messages"):

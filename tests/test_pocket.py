@@ -1,4 +1,4 @@
-"""The bundled checkpoint: its answers to the notebooks' pictures are true and do not hang on threads or luck."""
+"""The bundled checkpoint: its answers to the notebooks' pictures are true and do not depend on threads or luck."""
 
 import functools
 import json
@@ -69,8 +69,8 @@ def threads():
 @pytest.mark.parametrize(("picture", "question"), ASKED)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_answers_are_stable(loaded, ask, answer, threads, attention, picture, question):
-    """What transformers alone writes is written as users ask, too. With one and two threads it is read in one pass,
-    which must choose each token again, under eager as well: that takes a fraction of the time of writing it."""
+    """`helpers.generate` gives the answer of plain transformers. With one and two threads, and under eager as well, one
+    forward pass over that answer chooses each token again, in a fraction of the time of generating it."""
     model, processor = loaded[attention]
     if attention == "sdpa":
         assert generate(model, processor, question, IMAGES / picture) == answer(picture, question)
@@ -115,6 +115,6 @@ def test_the_files_are_small():
 
 
 def test_git_never_changes_their_line_ends():
-    """SHA256SUMS would not fit any more, as on Windows."""
+    """Otherwise, as on Windows, they would no longer match SHA256SUMS."""
     attributes = (POCKET.parent.parent / ".gitattributes").read_text(encoding="utf-8")
     assert "checkpoints/** -text" in attributes.splitlines()

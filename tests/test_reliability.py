@@ -197,8 +197,8 @@ def test_faulty_servers(server, fault):
     assert address in str(caught.value)
 
 
-def test_a_busy_machine_that_comes_late_to_the_deadline(server, monkeypatch):
-    """The deadline is told, not the timeout of the read that ended meanwhile."""
+def test_a_busy_machine_that_notices_the_deadline_late(server, monkeypatch):
+    """The deadline is reported, not the timeout of the read that ended meanwhile."""
     join = threading.Thread.join
     monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout: join(thread, timeout + 0.3))
     with pytest.raises(ImageLoadError, match=r"no complete answer within 0\.3 s"):
@@ -495,7 +495,7 @@ def test_out_of_memory(tiny, error, place):
 
 
 def test_no_connection_is_made(tmp_path):
-    """Loading and answering with all sockets out of order; missing weights say what to do."""
+    """Loading and answering with all sockets disabled; missing weights say what to do."""
     code = f"""
 import socket, sys
 def refuse(*args): print("CONNECT", args[1:]); raise OSError("no network")

@@ -151,7 +151,7 @@ def test_the_lesson_in_looking_is_about_the_attention_that_the_model_pays():
 
 
 def test_a_padded_row_learns_what_it_learns_alone():
-    """No mask: what fills a row up stands behind all that looks back."""
+    """Without a mask: the padding is on the right, where no other position looks."""
     torch.manual_seed(0)
     collate = train.Collate(train.build_processor())
     model = train.Phi3VForCausalLM(train.build_config(collate.processor)).eval()
@@ -185,7 +185,7 @@ def test_a_head_learns_to_look():
 
 
 def test_reading_is_measured_where_the_decoder_reads():
-    """In what the projector makes of a tile, the last of the two guesses."""
+    """On the projected features, the last of the two guesses."""
     classes, boxes = torch.full((1, 256, 4), 5), torch.zeros(1, 256, 4, 3)
     right, wrong = (torch.eye(reading.NONE + 1)[torch.full((1, 256, 4), label)] for label in (5, 6))
     tiles = torch.zeros(1, 3, 224, 224)

@@ -42,7 +42,7 @@ def test_a_conclusion_has_its_row_and_its_capitals():
 
 
 def test_facts_of_a_pair_are_whole_numbers():
-    """Of what 07_scores asks for in an answer no part may stand for the whole."""
+    """Otherwise 07_scores would accept a part of a number as the whole."""
     sample = pictures.draw("pair", "heldout", 184)
     assert notebook_images.facts_of(sample) == ["2,787", "1,787"]
 

@@ -158,7 +158,7 @@ def test_stop_and_ask_again_with_the_real_model(tiny):
 
 
 def test_import_helpers_leaves_ipywidgets_alone():
-    """Read, not tried: another interpreter would spend half a minute of a busy machine on importing torch."""
+    """Checked in the source: a new interpreter on a busy machine would spend half a minute on importing torch."""
     for file in Path(helpers.__file__).parent.rglob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             assert not (isinstance(node, (ast.Import, ast.ImportFrom)) and "ipywidgets" in ast.unparse(node)), file
