@@ -42,7 +42,7 @@ def check_author_only(answer) -> None:
 
 def check_tall_picture(answer) -> None:
     """Tokens of a picture of three tiles above one another."""
-    hint = "three tiles and the small view have tokens and row ends, and one more stands between."
+    hint = "the three tiles and the small view each have tokens and row ends; one more token stands between the two."
     _number(answer, 289, 0, "4 x 64 tokens, 24 + 8 row ends, one between the two views.", hint)
 
 
@@ -245,7 +245,7 @@ def check_half_the_tiles(answer) -> None:
 
 def check_ceiling(answer) -> None:
     """Memory speed over the bytes of the decoder's weights."""
-    hint = "divide what arrives in a second by what one token needs."
+    hint = "divide the bytes that arrive in a second by the bytes that one token needs."
     _number(answer, 40 / 7.445, 0.1, "a little over five tokens a second.", hint)
 
 

@@ -118,7 +118,7 @@ PICTURES = {
     "shapes.png": (lambda: shapes(SHAPES), "Five coloured shapes", {"description": scene.description(SHAPES)}),
     "shapes_second.png": (lambda: shapes(SECOND), "The same five shapes, one in another colour",
         {"description": scene.description(SECOND)}),
-    "shapes_third.png": (lambda: shapes(THIRD), "Five shapes, two of them others",
+    "shapes_third.png": (lambda: shapes(THIRD), "Five shapes, two of them different",
         {"description": scene.description(THIRD)}),
 }  # fmt: skip
 

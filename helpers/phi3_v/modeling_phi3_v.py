@@ -251,6 +251,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     """
     Phi-3-Vision with its language modeling head.
 
+    With trl pass prompt and completion: of `messages` alone, its collator trains the image tokens too.
+
     For PEFT's `modules_to_save` write `model.embed_tokens`: `embed_tokens` alone would also match, and train,
     `vision_embed_tokens`, the whole vision tower.
     """
