@@ -64,7 +64,7 @@ def generate_many(
         try:
             texts.append(whole_prompt(prompt, len(row)))
             rows.append([_checked(image, processor) for image in row])
-            processor.order_images(texts[i], row)  # refuses tags that do not match
+            processor.order_images(texts[i], row)  # raises if it cannot be tokenized, or if tags do not match
         except ValueError as error:  # among hundreds of questions, say which one it is
             error.args = (f"Question [{i}]: {error}",)
             raise

@@ -80,6 +80,9 @@ def test_a_broken_picture_or_a_wrong_tag_costs_no_answers(tiny, images, picture,
             generate_many(*tiny, prompts, images[:2], batch_size=1)
         with pytest.raises(ValueError, match=r"^Question \[1\]: The question is empty"):
             generate_many(*tiny, ["Hello", float("nan")], images[:2])
+        for text, said in (("\ud800", "half a character"), ("<|user|>\n<|image|>", r"The prompt holds <\|image\|>")):
+            with pytest.raises(ValueError, match=rf"^Question \[1\]: .*{said}"):
+                generate_many(*tiny, ["word " * 30, text], batch_size=1)
     assert not batches
 
 

@@ -152,7 +152,16 @@ class Phi3VProcessor(ProcessorMixin):
         return [[next(rest) for _ in range(num)] for num in num_tags]
 
     def order_images(self, prompt: str, images: list) -> list:
-        """The pictures in the order of their tags in `prompt`. Raises `ValueError` where these do not match."""
+        """
+        The pictures in the order of their tags in `prompt`. Raises `ValueError` where these do not match, or for a text
+        that cannot be tokenized.
+        """
+        if self.image_token in prompt:
+            raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, <|image_2|>, ... for pictures.")
+        if LONE_SURROGATE.search(prompt):
+            raise ValueError(
+                "The prompt holds half a character (a lone surrogate): decode the text again, as UTF-8 for example."
+            )
         tags = IMAGE_TAG.findall(prompt)
         numbers = [int(tag) if tag.isascii() and len(tag) < 10 else 0 for tag in tags]
         if sorted(numbers) != list(range(1, len(images) + 1)):
@@ -166,12 +175,6 @@ class Phi3VProcessor(ProcessorMixin):
 
     def _tokenize(self, prompt: str, sizes, settings: dict) -> list[int]:
         """Token ids of a prompt, in which each tag takes the next of `sizes`, numbers of image tokens."""
-        if self.image_token in prompt:
-            raise ValueError(f"The prompt holds {self.image_token}. Write <|image_1|>, <|image_2|>, ... for pictures.")
-        if LONE_SURROGATE.search(prompt):
-            raise ValueError(
-                "The prompt holds half a character (a lone surrogate): decode the text again, as UTF-8 for example."
-            )
         pieces, input_ids, limit = IMAGE_TAG.split(prompt), [], None
         if len(pieces) > 1 and settings["truncation"]:
             limit = settings["max_length"] or self.tokenizer.model_max_length
