@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .generation import FIXED_SETTINGS, Answer, check_whole_number, decode, explain_out_of_memory, whole_prompt
+from .generation import (
+    FIXED_SETTINGS,
+    Answer,
+    check_order,
+    check_whole_number,
+    decode,
+    explain_out_of_memory,
+    whole_prompt,
+)
 from .images import Pictures, as_list, load_image
 
 if TYPE_CHECKING:  # for editors
@@ -48,6 +56,7 @@ def generate_many(
     """
     from tqdm import tqdm
 
+    check_order(model, processor)
     if isinstance(prompts, str) or isinstance(images, (str, os.PathLike, Image.Image)):
         raise ValueError("prompts and images are lists, one entry for each question; put a single entry in brackets.")
     prompts = list(prompts)  # indexing a pandas Series would go by its labels

@@ -139,8 +139,7 @@ def stream(
 
     If several streams run at once, only one of them uses the compiled step of `compile=True`.
     """
-    if not (hasattr(model, "generate") and hasattr(processor, "tokenizer")):  # forgotten, swapped, or in one tuple
-        raise ValueError("Pass the model, the processor, the question and the pictures, in this order.")
+    check_order(model, processor)
     check_whole_number("max_new_tokens", max_new_tokens)
     if not isinstance(temperature, numbers.Real) or not (temperature == 0 or 1e-6 <= temperature < math.inf):
         raise ValueError(f"temperature is {temperature!r}; pass 0 for the likeliest answer, or a number such as 0.7.")
@@ -148,6 +147,12 @@ def stream(
         raise ValueError(f"seed is {seed!r}; pass a whole number, or None.")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     return (yield from explain_out_of_memory(model, _stream(model, processor, prompt, images, **settings)))
+
+
+def check_order(model, processor) -> None:
+    """Raise if the model or the processor is missing, or if they are swapped or still in one tuple."""
+    if not (hasattr(model, "generate") and hasattr(processor, "tokenizer")):
+        raise ValueError("The first two arguments are the model and the processor, in this order.")
 
 
 def check_whole_number(name: str, value) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .display import encode, facts_of, side_by_side
 from .drawing import draw_text
-from .generation import check_whole_number, stream
+from .generation import check_order, check_whole_number, stream
 from .images import load_image
 from .prompts import format_prompt
 
@@ -41,8 +41,10 @@ def ask_about_your_pictures(model: "Phi3VForCausalLM", processor: "Phi3VProcesso
         max_new_tokens: an answer is cut off after this many tokens.
 
     Raises:
-        ValueError: max_new_tokens is not a whole number of at least 1. Later errors are shown in the box.
+        ValueError: max_new_tokens is not a whole number of at least 1, or model and processor are swapped. Later errors
+            are shown in the box.
     """
+    check_order(model, processor)
     check_whole_number("max_new_tokens", max_new_tokens)
     return _Asker(model, processor, max_new_tokens).box
 

@@ -193,11 +193,12 @@ def test_wrong_settings(tiny, picture, settings, message):
         generate(*tiny, **{"prompt": "x", "images": picture, "max_new_tokens": 2} | settings)
 
 
-def test_a_forgotten_processor(tiny, picture):
+@pytest.mark.parametrize(("function", "asked"), [(generate, "x"), (helpers.generate_many, ["x"])])
+def test_a_forgotten_processor(tiny, picture, function, asked):
     model, processor = tiny
-    for wrong in ((model, "x", picture), (processor, model, "x", picture), (tiny, processor, "x", picture)):
-        with pytest.raises(ValueError, match="Pass the model, the processor"):
-            generate(*wrong)
+    for wrong in ((model, asked, [picture]), (processor, model, asked), (tiny, processor, asked)):
+        with pytest.raises(ValueError, match="are the model and the processor"):
+            function(*wrong)
 
 
 def test_unreadable_picture(tiny):

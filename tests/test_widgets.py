@@ -368,6 +368,8 @@ def test_a_stored_notebook_has_words_in_its_place(box):
 def test_an_impossible_setting(tiny):
     with pytest.raises(ValueError, match="at least 1"):
         ask_about_your_pictures(*tiny, max_new_tokens=0)
+    with pytest.raises(ValueError, match="are the model and the processor"):
+        ask_about_your_pictures(*reversed(tiny))
 
 
 def test_an_answer_may_be_as_long_as_everywhere_else():
