@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, RuntimeError) as error:
-        unquoted = len(pictures) > 1 and "/" not in pictures[-1] and not os.path.exists(pictures[-1])
+        unquoted = len(pictures) > 1 and not set("./\\") & set(pictures[-1]) and not os.path.exists(pictures[-1])
         advice = " Is the question in quotes?" if unquoted else ""
         print(f"{parser.prog}: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         return 2

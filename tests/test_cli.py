@@ -52,8 +52,9 @@ def test_a_question_without_quotes(capsys):
     error = capsys.readouterr().err
     assert error.endswith("Is the question in quotes?\n")
     assert error.count("\n") == 1
-    assert main(["missing.png", "Who wrote this book?"]) == 2
-    assert "quotes" not in capsys.readouterr().err
+    for pictures in (["missing.png"], ["missing.png", "another.png"]):
+        assert main([*pictures, "Who wrote this book?"]) == 2
+        assert "quotes" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
