@@ -1,4 +1,4 @@
-"""The decoder's layers on their own, as two of the comparisons run them: a prompt, then tokens one by one."""
+"""The decoder's layers on their own, as three of the comparisons run them: a prompt, then tokens one by one."""
 
 import argparse
 

@@ -65,6 +65,7 @@ def test_the_table_of_the_gpu_says_what_was_measured(form, row):
 @pytest.mark.parametrize(
     ("form", "row"),
     [
+        ("int8", "8 bits here"),
         ("torchao int8", "torchao, 8 bits, weights only"),
         ("torchao int8, dynamic", "torchao, 8 bits, activations too"),
         ("bitsandbytes int8", "bitsandbytes, 8 bits"),
