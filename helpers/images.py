@@ -19,7 +19,7 @@ from .fetch import FetchError, fetch
 # Decoders that read untrusted bytes in process; EPS, for one, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
 #: What a question may be about: one picture, several, or none.
 Pictures = Picture | Sequence[Picture] | None
 
