@@ -2,9 +2,10 @@
 
     python -m benchmarks.quantizers --rounds 3 --length 300 --steps 8
 
-4 of the 32 layers at full width with random weights; times are medians of rounds in which each has its turn, and only
-their ratios mean something; the last column is how far the hidden states are from float32. Needs `pip install torchao
-bitsandbytes accelerate`, 10 GB of memory and 2 GB of disk.
+4 of the 32 layers at full width with random weights, as transformers loads them: not compiled, which torchao is made
+for. Times are medians of rounds in which each has its turn, and only their ratios mean something; the last column is
+how far the hidden states are from float32. Needs `pip install torchao bitsandbytes accelerate`, 10 GB of memory and
+2 GB of disk.
 """
 
 import tempfile
