@@ -50,8 +50,9 @@ def test_number_of_tokens(image_size, patches):
         assert 1 <= w * h <= 16
         expected = (h * w + 1) * half**2 + 1 + (h + 1) * half
         assert image_processor.get_num_image_tokens(h * image_size, w * image_size) == expected
-    with pytest.raises(ValueError, match="450 x 900 pixels are not a whole number of tiles"):
-        image_processor.get_num_image_tokens(450, 900)
+    for sides in ((450, image_size), (image_size, 450)):
+        with pytest.raises(ValueError, match=f"{sides[0]} x {sides[1]} pixels are not a whole number of tiles"):
+            image_processor.get_num_image_tokens(*sides)
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 500), (500, 300), (224, 224), (40, 1000), (1000, 40), (1, 1)])

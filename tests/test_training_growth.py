@@ -77,7 +77,10 @@ def test_the_mean_of_two_checkpoints(tmp_path, monkeypatch):
         torch.testing.assert_close(weight, other[name] + 0.75, rtol=0.02, atol=0.02)
 
 
-def test_there_is_no_mean_of_different_sizes(monkeypatch):
-    monkeypatch.setitem(recipe.VISION, "num_hidden_layers", 9)
-    with pytest.raises(ValueError, match="pocket has other sizes than training"):
-        soup.mean(POCKET, POCKET, 0.5)
+@pytest.mark.parametrize("folders", [("other", "pocket"), ("pocket", "other")])
+def test_there_is_no_mean_of_different_sizes(folders, monkeypatch):
+    weights = {"pocket": train.weights_of(POCKET)}
+    weights["other"] = {**weights["pocket"], "lm_head.weight": torch.ones(5, 5)}
+    monkeypatch.setattr(soup, "weights_of", weights.get)
+    with pytest.raises(ValueError, match=r"^other has other sizes than training"):
+        soup.mean(*folders, 0.5)
