@@ -67,7 +67,8 @@ class _Transfer:
 
     def run(self, url: str) -> None:
         try:
-            self._download(url)
+            with self._session() as session:
+                self._download(session, url)
         except FetchError as error:
             self.error = error
         except Exception as error:  # whatever it is, it must not be lost with this thread
@@ -130,22 +131,19 @@ class _Transfer:
             adapter.poolmanager.pool_classes_by_scheme = {scheme: guarded(pool)}
         return session
 
-    def _download(self, url: str) -> None:
+    def _download(self, session, url: str) -> None:
         for _ in range(MAX_REDIRECTS + 1):
             if urlsplit(url).scheme.lower() not in ("http", "https"):
                 raise FetchError(
                     "it redirects to something that is not an http(s) address; use the address of the picture itself"
                 )
-            # A session for each address: a connection that is kept alive may be closed by the time it is reused.
-            with (
-                self._session() as session,
-                session.get(url, stream=True, allow_redirects=False, timeout=self.timeout) as response,
-            ):
+            with session.get(url, stream=True, allow_redirects=False, timeout=self.timeout) as response:
                 target = session.get_redirect_target(response)
                 if target is None:
                     self._read(response)
                     return
                 url = urljoin(url, target)
+            session.close()  # drops the connections, which the server may close before they are reused, not the cookies
         raise FetchError(f"it redirects more than {MAX_REDIRECTS} times; use the address of the picture itself")
 
     def _read(self, response) -> None:

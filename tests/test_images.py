@@ -323,6 +323,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.answer(body=self.picture, Content_Type="image/png")
             case "/moved":
                 self.answer(302, Location="/picture")
+            case "/with-a-cookie":  # as some publishers do, who send everyone else round and round
+                seen = "seen=1" in self.headers.get("Cookie", "")
+                self.answer(302, Location="/picture" if seen else "/with-a-cookie", Set_Cookie="seen=1")
             case path if path.startswith("/to/"):
                 self.answer(302, Location=unquote(path.removeprefix("/to/")))
             case "/drip-headers":
@@ -356,7 +359,7 @@ def test_proxies_are_not_used(server, monkeypatch):
     assert (pixels(load_image(server + "/picture", allow_private=True)) == pixels(gradient())).all()
 
 
-@pytest.mark.parametrize("path", ["/picture", "/moved"])
+@pytest.mark.parametrize("path", ["/picture", "/moved", "/with-a-cookie"])
 def test_url(server, path):
     assert (pixels(load_image(server + path, allow_private=True)) == pixels(gradient())).all()
 
