@@ -9,10 +9,12 @@ parts of PyTorch still see the real CPU then, so only a real older one shows eve
 """
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 
 import torch
 from tqdm import tqdm
@@ -40,6 +42,15 @@ def config() -> Phi3VConfig:
         num_hidden_layers=LAYERS,
         img_processor={"vision_config": {"num_hidden_layers": TOWER_LAYERS + 1}},
     )
+
+
+@contextlib.contextmanager
+def random_checkpoint() -> Iterator[str]:
+    """A temporary folder with a checkpoint of `config()`: random weights, always the same, in bfloat16."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+        yield folder
 
 
 def seconds(work) -> float:
@@ -84,10 +95,8 @@ def main():
     parser.add_argument("--length", type=int, default=800, help="tokens of the prompt")
     parser.add_argument("--steps", type=int, default=8, help="tokens of the answer")
     args = parser.parse_args()
-    torch.manual_seed(0)
     results = {name: [] for name in FORMS}
-    with tempfile.TemporaryDirectory() as folder:
-        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+    with random_checkpoint() as folder:
         models = {name: Phi3VForCausalLM.from_pretrained(folder, **form).eval() for name, form in FORMS.items()}
         bar = tqdm(total=(args.rounds + 1) * len(FORMS))
         for i in range(args.rounds + 1):

@@ -7,14 +7,12 @@ something; the last column is how far the hidden states are from float32. 4 bits
 with its scale and its middle, times bfloat16 rows. Needs 6 GB of memory and 2 GB of disk.
 """
 
-import tempfile
-
 import torch
 from torch import nn
 
 from helpers.phi3_v import Phi3VForCausalLM
 
-from .cpu import FORMS, config
+from .cpu import FORMS, random_checkpoint
 from .layers import Ours, arguments, compare_layers
 
 BLOCK = 32
@@ -51,9 +49,7 @@ def in_4_bits(model: Phi3VForCausalLM) -> Phi3VForCausalLM:
 
 def main():
     args = arguments(__doc__)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+    with random_checkpoint() as folder:
         int8, int4, plain = (
             Phi3VForCausalLM.from_pretrained(folder, **FORMS[name]) for name in ("int8", "float32", "float32")
         )

@@ -8,8 +8,6 @@ only their ratios mean something. Needs 8 GB of memory. OpenVINO gets the same l
 state, and picks the rest for the CPU by itself. The last column is how far the hidden states are from float32.
 """
 
-import tempfile
-
 import nncf
 import numpy as np
 import openvino
@@ -21,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from helpers.phi3_v import Phi3VForCausalLM
 
-from .cpu import FORMS, config
+from .cpu import FORMS, random_checkpoint
 from .layers import Ours, arguments, compare_layers
 
 #: How the weights of each form are compressed.
@@ -112,9 +110,7 @@ class Engine:
 
 def main():
     args = arguments(__doc__)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+    with random_checkpoint() as folder:
         rounded, plain = (Phi3VForCausalLM.from_pretrained(folder, **FORMS[name]) for name in ("int8", "float32"))
     decoders, whole = {"int8": Ours(rounded)}, exported(plain)
     for name, form in COMPRESSED.items():

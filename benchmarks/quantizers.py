@@ -8,15 +8,13 @@ how far the hidden states are from float32. Needs `pip install torchao bitsandby
 2 GB of disk.
 """
 
-import tempfile
-
 import torch
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from helpers.phi3_v import Phi3VForCausalLM
 
-from .cpu import FORMS, config
+from .cpu import FORMS, random_checkpoint
 from .layers import Ours, arguments, compare_layers
 
 KEPT = ["lm_head", "vision_embed_tokens"]
@@ -32,9 +30,7 @@ THEIRS = {
 
 def main():
     args = arguments(__doc__)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        Phi3VForCausalLM(config()).to(torch.bfloat16).save_pretrained(folder)
+    with random_checkpoint() as folder:
         int8, plain = (Phi3VForCausalLM.from_pretrained(folder, **FORMS[name]) for name in ("int8", "float32"))
         decoders = {"int8": Ours(int8)}
         for name, theirs in THEIRS.items():
