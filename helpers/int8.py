@@ -12,17 +12,19 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps
+from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .int8_kernels import FEW, by_fbgemm, by_vnni, few_by_bfloat16, kernel_of_this_cpu
+from .int8_kernels import FEW, by_float, few_by_bfloat16, kernel_of_this_cpu
 
 METHOD = "phi3_v_int8"
 #: The head keeps its precision, as it decides between close tokens; so does the embedding, which is a look-up table.
 KEPT = "lm_head"
 #: A row whose largest value is this many times its root mean square has a relative error of 2 % in 8 bits.
 OUTLIER = 9.0
+PIECE = 256
 
 
 class Int8Linear(nn.Module):
@@ -43,13 +45,11 @@ class Int8Linear(nn.Module):
     def pack(self):
         """Call this once, after the weight is loaded. The packed weight replaces it and cannot be pickled."""
         kernel, _ = kernel_of_this_cpu()
-        weight, self.weight = self.weight.detach(), None
-        multiply = kernel(weight)
-        self.multiply = self.multiply_few = functools.partial(in_8_bits, multiply)
-        if kernel is by_fbgemm:
-            self.multiply_few = functools.partial(in_15_bits, multiply)
-        elif kernel is not by_vnni:  # with VNNI nothing else has been timed for few rows
-            self.multiply_few = functools.partial(few_by_bfloat16, weight)
+        weight, scale = self.weight.detach(), self.weight_scale.detach()
+        self.weight, multiply = None, kernel(weight, scale)
+        self.multiply, self.multiply_few = (functools.partial(f, multiply) for f in (in_8_bits, in_15_bits))
+        if kernel is by_float:
+            self.multiply_few = functools.partial(few_by_bfloat16, weight, scale)
 
     def check_move(self, fn: Callable):
         """Refuses a new device or dtype, as from `to`: packed weights cannot be moved or converted."""
@@ -68,12 +68,24 @@ class Int8Linear(nn.Module):
         """(..., in_features) -> (..., out_features) in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features).float()
         y = self.multiply_few(rows) if len(rows) <= FEW else self.multiply(rows)
-        y = y.mul_(self.weight_scale)
-        y = y.to(x.dtype) if self.bias is None else (y + self.bias).to(x.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+        if self.bias is not None:
+            y.add_(self.bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class MLPInPieces(Phi3MLP):
+    """
+    The decoder's feed-forward layer, for `PIECE` positions at a time. Larger activations would come as fresh pages
+    from the system, again and again: for a prompt of 2,500 tokens that took as long as the products.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size), as [`Phi3MLP`]."""
+        forward = super().forward
+        return torch.cat([forward(piece) for piece in hidden_states.split(PIECE, dim=1)], dim=1)
 
 
 def in_8_bits(multiply: Callable, rows: torch.Tensor) -> torch.Tensor:
@@ -141,6 +153,9 @@ class Int8Quantizer(HfQuantizer):
     is_trainable = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
+        for layer in model.base_model.layers:
+            with torch.device("meta"):
+                layer.mlp = MLPInPieces(model.config)
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and name != KEPT:
                 with torch.device("meta"):

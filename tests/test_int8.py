@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import helpers
-from helpers.int8 import Int8Linear, in_8_bits, quantize
-from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, by_vnni, kernel_of_this_cpu
+from helpers.int8 import PIECE, Int8Linear, MLPInPieces, in_8_bits, quantize
+from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, kernel_of_this_cpu
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
+X86 = platform.machine() in ("x86_64", "AMD64")
 QUESTION = "Help me get the title and author information of this book?"
 
 
@@ -83,20 +84,21 @@ def test_rows_do_not_depend_on_each_other(layers):
     torch.testing.assert_close(layer(x), halves)
 
 
-@pytest.mark.parametrize("kernel", [(by_vnni, 63), (by_fbgemm, 63), (by_onednn, 63), (by_float, 127)])
+@pytest.mark.parametrize("kernel", [(by_onednn, 63), (by_fbgemm, 63), (by_float, 127)])
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, 100])
 def test_the_kernels_of_other_cpus(layers, monkeypatch, kernel, rows):
-    if kernel[0] in (by_fbgemm, by_onednn) and platform.machine() not in ("x86_64", "AMD64"):
+    if kernel[0] is not by_float and not X86:
         pytest.skip("it is for x86")
     monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: kernel)
     linear, _ = layers
     assert errors((linear, int8_of(linear)), torch.randn(rows, 768)).max() < 0.025
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="FBGEMM is for x86")
-def test_the_row_of_a_new_token_keeps_more_than_8_bits(layers, monkeypatch):
+@pytest.mark.skipif(not X86, reason="both are for x86")
+@pytest.mark.parametrize("kernel", [by_onednn, by_fbgemm])
+def test_the_row_of_a_new_token_keeps_more_than_8_bits(layers, monkeypatch, kernel):
     """Only the error from rounding the weights is left."""
-    monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: (by_fbgemm, 63))
+    monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: (kernel, 63))
     linear, _ = layers
     (values, scale), x = quantize(linear.weight), torch.randn(1, 768)
     x[0, 3] = 100.0
@@ -130,12 +132,6 @@ def test_torchs_default_dtype_does_not_matter(layers):
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(y, layers[1](torch.ones(20, 768)))
-
-
-def test_no_plain_loop():
-    """Without AVX512-VNNI, PyTorch's own product is one, many times as slow as float32."""
-    if not torch.cpu.get_capabilities().get("avx512_vnni"):
-        assert kernel_of_this_cpu()[0] is not by_vnni
 
 
 def test_zeros_shapes_and_dtypes(layers):
@@ -179,6 +175,20 @@ def test_a_model_that_cannot_be_moved_is_left_whole(rounded, where):
         with pytest.raises(RuntimeError, match="load it again"):
             part.to(where)
     assert {name: (parameter.device, parameter.dtype) for name, parameter in model.named_parameters()} == before
+
+
+def test_a_long_prompt_goes_through_the_mlp_in_pieces(rounded):
+    model, _ = rounded
+    layer = model.model.layers[0].mlp
+    x = torch.randn(2, 2 * PIECE + 50, model.config.hidden_size)
+    lengths = []
+    hook = layer.down_proj.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    try:
+        y = layer(x)
+    finally:
+        hook.remove()
+    assert isinstance(layer, MLPInPieces) and lengths == [PIECE, PIECE, 50]
+    torch.testing.assert_close(y, super(MLPInPieces, layer).forward(x))
 
 
 def test_logits_stay_near(exact, rounded):

@@ -178,6 +178,18 @@ def test_only_real_tiles_reach_the_tower_once(model):
     assert torch.equal(torch.cat(model.get_image_features(**outputs)), expected)
 
 
+@torch.no_grad()
+def test_a_cpu_encodes_a_few_tiles_at_once(model, monkeypatch):
+    outputs = tiny_processor(6).image_processor([noise_image(300, 100), noise_image(50, 50, 2)])
+    expected = torch.cat(model.get_image_features(**outputs))
+    monkeypatch.setattr(model.model.vision_embed_tokens, "tiles_at_once", 2)
+    batches = []
+    with model.vision_tower.register_forward_hook(lambda module, args, output: batches.append(len(args[0]))):
+        features = torch.cat(model.get_image_features(**outputs))
+    assert max(batches) == 2 and len(batches) > 1
+    torch.testing.assert_close(features, expected)
+
+
 def test_vision_tower_has_no_unused_parts():
     model = Phi3VForCausalLM.from_pretrained(CHECKPOINT)
     assert isinstance(model.vision_tower, CLIPVisionModel)

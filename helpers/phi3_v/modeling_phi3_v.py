@@ -85,6 +85,9 @@ class Phi3VImageEmbedding(nn.Module):
         self.img_processor = nn.ModuleDict({"vision_model": vision_model})
         self.tile_size = vision_config.image_size
         self.side = vision_config.image_size // vision_config.patch_size // 2  # of a tile, in features
+        # A CPU is faster with few: the activations of many (here up to 16 MB in float32) do not fit into its caches.
+        positions = (2 * self.side) ** 2 + 1
+        self.tiles_at_once = max(1, 2**22 // (positions * vision_config.intermediate_size))
 
         width, hidden = 4 * vision_config.hidden_size, config.hidden_size
         self.glb_GN = nn.Parameter(torch.zeros(1, 1, width))
@@ -97,7 +100,9 @@ class Phi3VImageEmbedding(nn.Module):
         num_tiles = [h * w + 1 for h, w in grids]
         # One batch for all pictures, without the tiles that only pad `pixel_values`.
         tiles = torch.cat([tiles[:num] for tiles, num in zip(pixel_values, num_tiles)])
-        hidden_states = self.img_processor["vision_model"](tiles).last_hidden_state[:, 1:]
+        parts = tiles.split(self.tiles_at_once) if tiles.device.type == "cpu" else [tiles]
+        tower = self.img_processor["vision_model"]
+        hidden_states = torch.cat([tower(part).last_hidden_state[:, 1:] for part in parts])
 
         # Join the channels of each 2 x 2 patches: (tiles, patches, C) -> (tiles, side, side, 4 C)
         side = self.side
