@@ -187,7 +187,8 @@ def test_a_long_prompt_goes_through_the_mlp_in_pieces(rounded):
         y = layer(x)
     finally:
         hook.remove()
-    assert isinstance(layer, MLPInPieces) and lengths == [PIECE, PIECE, 50]
+    assert isinstance(layer, MLPInPieces)
+    assert lengths == [PIECE, PIECE, 50]
     torch.testing.assert_close(y, super(MLPInPieces, layer).forward(x))
 
 
