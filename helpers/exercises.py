@@ -252,4 +252,4 @@ def check_ceiling(answer) -> None:
 def check_format(answer) -> None:
     """The fastest to read on a CPU without bfloat16 units."""
     hint = "look for the largest number in the column `prefill`."
-    _verdict(_text(answer).lower() == "int8", "about three times as fast as float32, six times as bfloat16.", hint)
+    _verdict(_text(answer).lower() == "int8", "more than twice as fast as float32, eleven times as bfloat16.", hint)

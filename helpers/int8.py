@@ -78,8 +78,8 @@ class Int8Linear(nn.Module):
 
 class MLPInPieces(Phi3MLP):
     """
-    The decoder's feed-forward layer, for `PIECE` positions at a time. Larger activations would come as fresh pages
-    from the system, again and again: for a prompt of 2,500 tokens that took as long as the products.
+    The decoder's feed-forward layer, for `PIECE` positions at a time. The activations of a long prompt do not fit into
+    the CPU's caches, and blocks of that size come as fresh pages from the system at each call.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
