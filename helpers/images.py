@@ -136,7 +136,9 @@ def _read_bytes(source, max_bytes: int, timeout: float, allow_private: bool) -> 
     if isinstance(source, (bytes, bytearray, memoryview)):
         data, hint = bytes(source), "pass the bytes of a PNG, JPEG, WebP or GIF file"
     elif isinstance(source, str) and (scheme := _SCHEME.match(source)):
-        if (kind := (scheme[1] or scheme[2]).lower()) not in ("http", "https"):
+        if (kind := (scheme[1] or scheme[2]).lower()) == "data":
+            raise _Unreadable('data: addresses are not read; pass base64.b64decode(address.partition(",")[2])')
+        if kind not in ("http", "https"):
             raise _Unreadable(f"{kind}: addresses are not read; pass a path, bytes, or an http(s) URL")
         if not (isinstance(timeout, numbers.Real) and timeout > 0):
             raise _Unreadable(f"timeout is {timeout!r}; pass seconds, as a number above 0")
@@ -165,6 +167,8 @@ def _read_file(source, max_bytes: int) -> bytes:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except (OSError, ValueError, RuntimeError) as error:
+        if len(str(source)) > 4096:  # no path is so long anywhere, but encoded pictures are
+            raise _Unreadable("it is too long for a path; if it is base64, pass base64.b64decode(text)") from None
         text = getattr(error, "strerror", None) or error
         raise _Unreadable(f"the file cannot be opened ({text})") from None
 

@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import http.server
 import io
@@ -275,6 +276,16 @@ def test_no_pixels(size):
 def test_other_addresses(source):
     with pytest.raises(ImageLoadError, match="addresses are not read"):
         load_image(source)
+
+
+def test_base64_is_decoded_as_the_message_says():
+    encoded = base64.b64encode(encode(Image.effect_noise((100, 100), 50))).decode()
+    with pytest.raises(ImageLoadError, match=r"pass base64.b64decode\(text\)"):
+        load_image(encoded)
+    with pytest.raises(ImageLoadError, match=re.escape('pass base64.b64decode(address.partition(",")[2])')):
+        load_image(address := f"data:image/png;base64,{encoded}")
+    assert load_image(base64.b64decode(encoded)).size == (100, 100)
+    assert load_image(base64.b64decode(address.partition(",")[2])).size == (100, 100)
 
 
 def test_missing_folder_empty_and_text(tmp_path):
