@@ -128,7 +128,8 @@ class Phi3VImageEmbedding(nn.Module):
         if not whole or len(grids) != len(pixel_values) or not all(0 < h * w <= max_tiles for h, w in grids):
             raise ValueError(
                 "`image_sizes` do not fit `pixel_values` (pictures, num_crops + 1, 3, height, width): got sizes "
-                f"{sizes} in pixels, tiles of {self.tile_size} pixels, and {tuple(pixel_values.shape)}."
+                f"{sizes} in pixels, tiles of {self.tile_size} pixels, and {tuple(pixel_values.shape)}. "
+                "Pass what one call of the processor returned."
             )
         return grids
 
