@@ -137,9 +137,9 @@ def test_the_original_form_encodes_all_tiles():
     model.vision_tower.embeddings.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     picture = {name: value for name, value in a_picture(model).items() if name != "input_ids"}
     with torch.no_grad():
-        (features,) = model.get_image_features(**picture)
+        (features,) = model.get_image_features(**picture).pooler_output
         with all_tiles(model, most_tiles=4):
-            (padded,) = model.get_image_features(**picture)
+            (padded,) = model.get_image_features(**picture).pooler_output
         model.get_image_features(**picture)
     torch.testing.assert_close(padded, features, rtol=1e-4, atol=1e-5)
     assert seen == [3, 5, 3]

@@ -159,11 +159,15 @@ def test_image_features(model):
     outputs = processor(
         [noise_image(300, 100), noise_image(100, 300, 1), noise_image(50, 50, 2), noise_image(160, 100, 3)]
     )
-    features = model.get_image_features(**outputs)
+    output = model.get_image_features(**outputs)
+    features = output.pooler_output
     assert len({len(feature) for feature in features}) > 2
     for feature, size, pixels in zip(features, outputs["image_sizes"], outputs["pixel_values"]):
         assert len(feature) == processor.get_num_image_tokens(*size.tolist())
         assert torch.allclose(feature, reference_features(model, pixels, size), atol=1e-5)
+    tiles = sum(height * width // 112**2 + 1 for height, width in outputs["image_sizes"].tolist())
+    assert output.last_hidden_state.shape == (tiles, 8 * 8 + 1, 32)
+    assert torch.equal(model.get_image_features(**outputs, return_dict=False)[1][0], features[0])
 
 
 @torch.no_grad()
@@ -171,21 +175,21 @@ def test_only_real_tiles_reach_the_tower_once(model):
     outputs = tiny_processor(6).image_processor([noise_image(300, 100), noise_image(50, 50, 2)])
     batches = []
     with model.vision_tower.register_forward_hook(lambda module, args, output: batches.append(len(args[0]))):
-        expected = torch.cat(model.get_image_features(**outputs))
+        expected = torch.cat(model.get_image_features(**outputs).pooler_output)
     assert batches == [sum(h * w // 112**2 + 1 for h, w in outputs["image_sizes"].tolist())]
     for pixels, size in zip(outputs["pixel_values"], outputs["image_sizes"].tolist()):
         pixels[size[0] * size[1] // 112**2 + 1 :] = float("nan")
-    assert torch.equal(torch.cat(model.get_image_features(**outputs)), expected)
+    assert torch.equal(torch.cat(model.get_image_features(**outputs).pooler_output), expected)
 
 
 @torch.no_grad()
 def test_a_cpu_encodes_a_few_tiles_at_once(model, monkeypatch):
     outputs = tiny_processor(6).image_processor([noise_image(300, 100), noise_image(50, 50, 2)])
-    expected = torch.cat(model.get_image_features(**outputs))
+    expected = torch.cat(model.get_image_features(**outputs).pooler_output)
     monkeypatch.setattr(model.model.vision_embed_tokens, "tiles_at_once", 2)
     batches = []
     with model.vision_tower.register_forward_hook(lambda module, args, output: batches.append(len(args[0]))):
-        features = torch.cat(model.get_image_features(**outputs))
+        features = torch.cat(model.get_image_features(**outputs).pooler_output)
     assert max(batches) == 2
     assert len(batches) > 1
     torch.testing.assert_close(features, expected)
@@ -384,10 +388,9 @@ def test_layers_on_several_devices(model, inputs, monkeypatch):
     """`device_map="auto"`: features move to the embeddings' device (here from "meta", which cannot be copied), and
     no module that adds up the results of its parts is split."""
     assert {"Phi3DecoderLayer", "CLIPVisionEmbeddings", "CLIPEncoderLayer"} <= set(model._no_split_modules)
-    features = [
-        feature.to("meta") for feature in model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
-    ]
-    monkeypatch.setattr(model.model, "get_image_features", lambda *args: features)
+    output = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+    output.pooler_output = [feature.to("meta") for feature in output.pooler_output]
+    monkeypatch.setattr(model.model, "get_image_features", lambda *args, **kwargs: output)
     with pytest.raises(RuntimeError, match="Cannot copy out of meta tensor"):
         model(**inputs)
 

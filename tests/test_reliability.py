@@ -389,7 +389,7 @@ def test_sizes(rounds):
         expected = processor.image_processor.get_num_image_tokens(*size)
         assert (inputs["input_ids"] == model.config.image_token_id).sum() == expected
         with torch.no_grad():
-            (features,) = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+            (features,) = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
         assert len(features) == expected
 
 

@@ -8,7 +8,7 @@ from transformers import CLIPVisionModel, GenerationConfig, GenerationMixin, Phi
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3PreTrainedModel, Phi3RotaryEmbedding
 from transformers.utils import can_return_tuple, is_torchdynamo_compiling
@@ -94,7 +94,7 @@ class Phi3VImageEmbedding(nn.Module):
         self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, width))
         self.img_projection = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
-    def forward(self, pixel_values: torch.Tensor, image_sizes: torch.LongTensor) -> list[torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor, image_sizes: torch.LongTensor) -> BaseModelOutputWithPooling:
         """See [`Phi3VPreTrainedModel.get_image_features`]."""
         grids = self.get_grids(pixel_values, image_sizes)
         num_tiles = [h * w + 1 for h, w in grids]
@@ -102,17 +102,17 @@ class Phi3VImageEmbedding(nn.Module):
         tiles = torch.cat([tiles[:num] for tiles, num in zip(pixel_values, num_tiles)])
         parts = tiles.split(self.tiles_at_once) if tiles.device.type == "cpu" else [tiles]
         tower = self.img_processor["vision_model"]
-        hidden_states = torch.cat([tower(part).last_hidden_state[:, 1:] for part in parts])
+        last_hidden_state = torch.cat([tower(part).last_hidden_state for part in parts])
 
         # Join the channels of each 2 x 2 patches: (tiles, patches, C) -> (tiles, side, side, 4 C)
         side = self.side
-        hidden_states = hidden_states.unflatten(1, (side, 2, side, 2)).transpose(2, 3).flatten(3)
+        patches = last_hidden_state[:, 1:].unflatten(1, (side, 2, side, 2)).transpose(2, 3).flatten(3)
         pieces = []
-        for (h, w), views in zip(grids, hidden_states.split(num_tiles)):
+        for (h, w), views in zip(grids, patches.split(num_tiles)):
             sub = views[1:].unflatten(0, (h, w)).transpose(1, 2).reshape(h * side, w * side, -1)
             pieces += [self.end_rows(sub), self.glb_GN[0].to(sub), self.end_rows(views[0])]
         features = self.img_projection(torch.cat(pieces))
-        return list(features.split(self.num_image_tokens(grids)))
+        return BaseModelOutputWithPooling(last_hidden_state, list(features.split(self.num_image_tokens(grids))))
 
     def end_rows(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Appends `sub_GN` to every row: (rows, columns, C) -> (rows * (columns + 1), C)."""
@@ -165,11 +165,14 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):
         """The CLIP tower up to the last layer in use; its `last_hidden_state` holds the patch features."""
         return self.base_model.vision_embed_tokens.img_processor["vision_model"]
 
-    def get_image_features(self, pixel_values, image_sizes) -> list[torch.Tensor]:
+    @can_return_tuple
+    def get_image_features(self, pixel_values, image_sizes) -> BaseModelOutputWithPooling:
         """
-        Features of every picture, a list of (image tokens, hidden_size). pixel_values (pictures, num_crops + 1,
-        3, height, width), the global view first, and image_sizes (pictures, 2), in pixels, are those of
-        [`Phi3VImageProcessor`]; raises `ValueError` if they do not fit each other.
+        As in transformers' own models: `pooler_output` holds the features of every picture, a list of (image tokens,
+        hidden_size), and `last_hidden_state` what the tower says of all their tiles, (tiles, patches + 1, channels).
+
+        pixel_values (pictures, num_crops + 1, 3, height, width), the global view first, and image_sizes (pictures, 2),
+        in pixels, are those of [`Phi3VImageProcessor`]; raises `ValueError` if they do not fit each other.
         """
         return self.base_model.vision_embed_tokens(pixel_values, image_sizes)
 
@@ -224,7 +227,8 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
             return inputs_embeds
         self.locate_pictures(input_ids, pixel_values, image_sizes)
         # With layers on several devices, the tower may be on another one than the embedding.
-        features = torch.cat(self.get_image_features(pixel_values, image_sizes)).to(inputs_embeds)
+        features = self.get_image_features(pixel_values, image_sizes, return_dict=True).pooler_output
+        features = torch.cat(features).to(inputs_embeds)
         return inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
 
     def forward(self, input_ids=None, pixel_values=None, image_sizes=None, inputs_embeds=None, **kwargs):
