@@ -221,6 +221,17 @@ def test_logits_to_keep(model, inputs):
 
 
 @torch.no_grad()
+def test_logits_to_keep_of_each_row(model):
+    """As transformers' own models since 5.24."""
+    ids = torch.arange(3, 15).view(2, 6)
+    logits = model(ids).logits
+    positions, mask = torch.tensor([[3, 5], [0, 4]]), ids % 4 == 1
+    expected = torch.stack([logits[0, positions[0]], logits[1, positions[1]]])
+    torch.testing.assert_close(model(ids, logits_to_keep=positions).logits, expected)
+    torch.testing.assert_close(model(ids, logits_to_keep=mask).logits, logits[mask])
+
+
+@torch.no_grad()
 def test_tag_number_selects_the_picture(model):
     """The original lays features down in list order, whatever the tags say (errors_and_quirks.json)."""
     processor, images = tiny_processor(), [noise_image(90, 90), noise_image(90, 90, 1)]

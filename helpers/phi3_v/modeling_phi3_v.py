@@ -27,6 +27,15 @@ def clear_cache(cache: Cache) -> None:
             layer.is_initialized = False  # in some releases `reset` only zeroes a layer that grows
 
 
+def keep_positions(hidden_states: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+    """`hidden_states` (batch, length, C) where `logits_to_keep` says, as `slice_logits_to_keep` of 5.24."""
+    if isinstance(keep, int):
+        return hidden_states[:, -keep:]
+    if keep.dim() < 2:
+        return hidden_states[:, keep]
+    return hidden_states[keep] if keep.dtype == torch.bool else hidden_states.take_along_dim(keep[..., None], dim=1)
+
+
 class Phi3VRotaryEmbedding(nn.Module):
     """
     LongRoPE (https://arxiv.org/abs/2402.13753), whose long factors take over in every row that passes
@@ -308,7 +317,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         num_crops + 1, 3, height, width), the global view first, and image_sizes (pictures, 2), in pixels, hold
         the pictures of all rows in reading order. labels (batch, length) give `.loss`, the mean over labels
         other than -100: write -100 over image tokens, which no answer holds. logits_to_keep is how many last
-        positions get logits (0 for all), or a 1-D tensor of positions.
+        positions get logits (0 for all), or a tensor of positions, (positions) or (batch, positions), or a mask
+        (batch, length), which gives logits (positions kept, vocab_size).
 
         The cache is `cache`, its name since transformers 5.24, or `past_key_values`, its name before. It is only valid
         on one side of `original_max_position_embeddings`: when a row passes it, [`generate`] rebuilds the cache; if
@@ -326,8 +336,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
