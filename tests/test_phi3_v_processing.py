@@ -196,7 +196,7 @@ def test_refusals():
         processor("<|image_1|> <|image|>", image)
     with pytest.raises(ValueError, match="truncated"):
         processor("<|image_1|>", image, truncation=True, max_length=10)
-    with pytest.raises(ValueError, match="string or a list of strings"):
+    with pytest.raises(ValueError, match=r"string or a list of strings, at least one, got Image\. It comes first"):
         processor(image, "<|image_1|>")
     with pytest.raises(ValueError, match="text and images only"):
         processor("hi", videos=[image])
@@ -384,6 +384,15 @@ def test_max_length_alone_cuts_nothing():
     processor = tiny_processor()
     prompt = "a b c d e f g h"
     assert torch.equal(processor(prompt, max_length=3)["input_ids"], processor(prompt)["input_ids"])
+
+
+def test_a_limit_that_cuts_is_not_said_to_do_nothing(recwarn):
+    processor = tiny_processor()
+    processor(["a b c", "a"], truncation=True, max_length=3)
+    processor("<|image_1|> a", noise_image(90, 90), truncation=True, max_length=1024)
+    assert not recwarn
+    processor("a b c", max_length=3)
+    assert "is ignored" in str(recwarn.pop(UserWarning).message)
 
 
 def test_as_trainers_call_it():

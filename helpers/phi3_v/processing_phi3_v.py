@@ -107,7 +107,10 @@ class Phi3VProcessor(ProcessorMixin):
         prompts = [text] if isinstance(text, str) else text
         strings = isinstance(prompts, (list, tuple)) and all(isinstance(prompt, str) for prompt in prompts)
         if not strings or not prompts:
-            raise ValueError(f"`text` must be a string or a list of strings, at least one, got {type(text).__name__}.")
+            raise ValueError(
+                f"`text` must be a string or a list of strings, at least one, got {type(text).__name__}. It comes "
+                "first, then the images."
+            )
         if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
             raise ValueError("Phi-3-Vision takes text and images only.")
         if kwargs:
@@ -131,6 +134,7 @@ class Phi3VProcessor(ProcessorMixin):
             padding_side=padding_side,
             pad_to_multiple_of=pad_to_multiple_of,
             max_length=max_length,
+            verbose=not settings["truncation"],  # or it warns that `max_length` does nothing: here it cut the texts
         )
         return BatchFeature({**inputs, **data}, tensor_type=return_tensors)
 
