@@ -158,6 +158,8 @@ def _read_bytes(source, max_bytes: int, timeout: float, allow_private: bool) -> 
 
 
 def _read_file(source, max_bytes: int) -> bytes:
+    if len(str(source)) > 4096:  # no system's usual paths are so long, but encoded pictures are
+        raise _Unreadable("it is too long for a path; if it is base64, pass base64.b64decode(text)")
     try:
         path = Path(source)
         path = path if path.is_file() else path.expanduser()
@@ -167,8 +169,6 @@ def _read_file(source, max_bytes: int) -> bytes:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except (OSError, ValueError, RuntimeError) as error:
-        if len(str(source)) > 4096:  # no path is so long anywhere, but encoded pictures are
-            raise _Unreadable("it is too long for a path; if it is base64, pass base64.b64decode(text)") from None
         text = getattr(error, "strerror", None) or error
         raise _Unreadable(f"the file cannot be opened ({text})") from None
 
