@@ -147,20 +147,19 @@ class _Round(ConversionOps):
 
 @register_quantizer(METHOD)
 class Int8Quantizer(HfQuantizer):
-    """Replaces every linear layer but the head with an `Int8Linear`."""
+    """Replaces every linear layer but the head with an `Int8Linear`, and the decoder's `mlp` with `MLPInPieces`."""
 
     requires_calibration = False
     is_trainable = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        for layer in model.base_model.layers:
+        for name, module in list(model.named_modules()):  # an `mlp` comes before its parts
             with torch.device("meta"):
-                layer.mlp = MLPInPieces(model.config)
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and name != KEPT:
-                with torch.device("meta"):
+                if isinstance(module, Phi3MLP):
+                    model.set_submodule(name, MLPInPieces(module.config))
+                elif isinstance(module, nn.Linear) and name != KEPT:
                     new = Int8Linear(module.in_features, module.out_features, module.bias is not None)
-                model.set_submodule(name, new)
+                    model.set_submodule(name, new)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         for module in model.modules():

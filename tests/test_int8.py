@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import helpers
-from helpers.int8 import PIECE, Int8Linear, MLPInPieces, in_8_bits, quantize
+from helpers.int8 import PIECE, Int8Config, Int8Linear, MLPInPieces, in_8_bits, quantize
 from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, kernel_of_this_cpu
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
@@ -175,6 +176,18 @@ def test_a_model_that_cannot_be_moved_is_left_whole(rounded, where):
         with pytest.raises(RuntimeError, match="load it again"):
             part.to(where)
     assert {name: (parameter.device, parameter.dtype) for name, parameter in model.named_parameters()} == before
+
+
+def test_other_models_keep_their_own_layers(tmp_path):
+    """Only Phi-3's feed-forward layers go in pieces; this tower has none, nor `layers`."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = CLIPVisionModel(CLIPVisionConfig(image_size=28, patch_size=14, **sizes)).eval()
+    tower.save_pretrained(tmp_path)
+    picture = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        exact = tower(picture).last_hidden_state
+        rounded = CLIPVisionModel.from_pretrained(tmp_path, quantization_config=Int8Config())(picture).last_hidden_state
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_long_prompt_goes_through_the_mlp_in_pieces(rounded):
