@@ -48,7 +48,7 @@ class Int8Linear(nn.Module):
         weight, scale = self.weight.detach(), self.weight_scale.detach()
         self.weight, multiply = None, kernel(weight, scale)
         self.multiply, self.multiply_few = (functools.partial(f, multiply) for f in (in_8_bits, in_15_bits))
-        if kernel is by_float:
+        if kernel is by_float and self.in_features % 16 == 0:  # other widths crash PyTorch's product for a few rows
             self.multiply_few = functools.partial(few_by_bfloat16, weight, scale)
 
     def check_move(self, fn: Callable):

@@ -95,6 +95,14 @@ def test_the_kernels_of_other_cpus(layers, monkeypatch, kernel, rows):
     assert errors((linear, int8_of(linear)), torch.randn(rows, 768)).max() < 0.025
 
 
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+def test_a_width_that_is_no_multiple_of_16(monkeypatch, rows):
+    """PyTorch's product for a few rows ends the process there."""
+    monkeypatch.setattr("helpers.int8.kernel_of_this_cpu", lambda: (by_float, 127))
+    linear = nn.Linear(40, 96).requires_grad_(False)
+    assert errors((linear, int8_of(linear)), torch.randn(rows, 40)).max() < 0.025
+
+
 @pytest.mark.skipif(not X86, reason="both are for x86")
 @pytest.mark.parametrize("kernel", [by_onednn, by_fbgemm])
 def test_the_row_of_a_new_token_keeps_more_than_8_bits(layers, monkeypatch, kernel):
