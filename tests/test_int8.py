@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import helpers
+from helpers import int8_kernels
 from helpers.int8 import PIECE, Int8Config, Int8Linear, MLPInPieces, in_8_bits, quantize
 from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, kernel_of_this_cpu
 
@@ -149,6 +150,20 @@ def test_zeros_shapes_and_dtypes(layers):
     assert layer(torch.randn(2, 3, 768)).shape == (2, 3, 96)
     assert layer(torch.zeros(0, 768)).shape == (0, 96)
     assert layer(torch.randn(4, 768, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def exact_up_to(limit: int):
+    return lambda weight, scale: lambda rows: rows @ weight.clamp(-limit, limit).float().t() * scale
+
+
+@pytest.mark.parametrize(("onednn", "fbgemm", "chosen"), [(127, 63, "onednn"), (63, 63, "fbgemm"), (0, 0, "float")])
+def test_a_kernel_is_chosen_for_what_it_gets_right(monkeypatch, onednn, fbgemm, chosen):
+    """All 8 bits, as with any kind of VNNI, before 7."""
+    monkeypatch.setattr(int8_kernels, "by_onednn", exact_up_to(onednn))
+    monkeypatch.setattr(int8_kernels, "by_fbgemm", exact_up_to(fbgemm))
+    kernel, limit = kernel_of_this_cpu.__wrapped__()
+    assert kernel is getattr(int8_kernels, f"by_{chosen}")
+    assert limit == {"onednn": onednn, "fbgemm": fbgemm, "float": 127}[chosen]
 
 
 def test_weights_use_all_that_the_cpu_gets_right():
