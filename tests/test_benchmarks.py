@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,35 @@ def test_the_table_of_the_quantizers_says_what_was_measured(form, row):
     (line,) = measured("quantizers")
     speed = line["speed"][form]
     assert f"| {row} | {speed['prefill']:.2f} | {speed['token']:.2f} | {line['error'][form]:.2f} |" in DETAILS
+
+
+#: Whose two runs each pair of lines holds.
+MACHINES = {
+    "openvino": ("AVX512_BF16", "AVX2", "AVX512 with VNNI"),
+    "onnxruntime": ("AVX512_BF16", "AVX512 with VNNI"),
+    "int4": ("AVX2", "AVX512 with VNNI"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "row"),
+    [
+        ("openvino", "OpenVINO int8", "OpenVINO, 8 bits"),
+        ("openvino", "OpenVINO int4", "OpenVINO, 4 bits"),
+        ("onnxruntime", "ONNX Runtime int4", "ONNX Runtime GenAI, 4 bits"),
+        ("int4", "PyTorch int4", "PyTorch, 4 bits"),
+    ],
+)
+def test_the_table_of_other_programs_says_what_was_measured(name, form, row):
+    (line,) = (line for line in DETAILS.splitlines() if line.startswith(f"| {row} |"))
+    cells = dict(zip(("AVX2", "AVX512 with VNNI", "AVX512_BF16"), line.split("|")[2:5]))
+    runs = measured(name)
+    for machine, pair in zip(MACHINES[name], zip(runs[::2], runs[1::2]), strict=True):
+        for cell, part in zip(cells.pop(machine).split("·"), ("prefill", "token"), strict=True):
+            said = [float(number) for number in re.findall(r"[\d.]+", cell)]
+            seen = [run["speed"][form][part] for run in pair]
+            assert (min(said), max(said)) == pytest.approx((min(seen), max(seen)), abs=0.051)
+    assert not "".join(cells.values()).strip()
 
 
 def test_the_readme_says_what_was_measured():

@@ -195,6 +195,17 @@ def test_a_cpu_encodes_a_few_tiles_at_once(model, monkeypatch):
     torch.testing.assert_close(features, expected)
 
 
+@torch.no_grad()
+def test_other_devices_encode_all_tiles_at_once(model):
+    outputs = tiny_processor(6).image_processor([noise_image(300, 100), noise_image(50, 50, 2)])
+    elsewhere = copy.deepcopy(model).to("meta")
+    elsewhere.model.vision_embed_tokens.tiles_at_once = 1
+    batches = []
+    elsewhere.vision_tower.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    elsewhere.get_image_features(outputs["pixel_values"].to("meta"), outputs["image_sizes"])
+    assert batches == [sum(h * w // 112**2 + 1 for h, w in outputs["image_sizes"].tolist())]
+
+
 def test_vision_tower_has_no_unused_parts():
     model = Phi3VForCausalLM.from_pretrained(CHECKPOINT)
     assert isinstance(model.vision_tower, CLIPVisionModel)
@@ -464,7 +475,9 @@ def test_none_and_too_few_pictures(model, inputs):
 def test_the_official_sizes():
     """592 tensors, 4,146,621,440 weights; the last layer and norm of the tower do nothing and are not built."""
     with torch.device("meta"):
-        state = Phi3VForCausalLM(Phi3VConfig()).state_dict()
+        model = Phi3VForCausalLM(Phi3VConfig())
+    state = model.state_dict()
+    assert model.model.vision_embed_tokens.tiles_at_once == 1
     layer = [value.numel() for name, value in state.items() if ".vision_model.encoder.layers.0." in name]
     total = sum(value.numel() for value in state.values()) + sum(layer) + 2 * 1024
     assert (len(state) + len(layer) + 2, total) == (592, 4_146_621_440)
