@@ -63,7 +63,8 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind, num_crops):
         return
     assert batch["classes"].shape[1:] == (256, 4)
     model = small_model(collate.processor)
-    reader = reading.FeatureReader(model.vision_tower, model.config.hidden_size)
+    reader = reading.FeatureReader(model.model.vision_embed_tokens)
+    model.model.vision_embed_tokens.tiles_at_once = 4  # so that a CPU calls the tower several times
     loss, lesson, _, measures = train.loss_and_measures(model, batch, torch.device("cpu"), reader)
     alone = [reading.PROCESSOR(image, num_crops=num_crops) for sample in samples for image in sample.images]
     numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel
 
 from helpers.phi3_v import Phi3VImageProcessor
+from helpers.phi3_v.modeling_phi3_v import Phi3VImageEmbedding
 
 from .pictures.sample import CHARACTERS, SHAPES
 from .recipe import NUM_CROPS, PATCH, TILE
@@ -36,16 +36,19 @@ class ReadingHead(nn.Module):
 
 
 class FeatureReader(ReadingHead):
-    """A reading head on the last output of a vision tower, whoever called the tower. It names the characters once more
+    """A reading head on what the vision tower of a model last said of all tiles. It names the characters once more
     from the projected features: what is lost there, no decoder can read."""
 
-    def __init__(self, tower: CLIPVisionModel, projected_size: int):
-        super().__init__(tower.config.hidden_size)
-        self.projected_head = nn.Linear(projected_size, 4 * PARTS * (NONE + 1))
-        tower.register_forward_hook(self._look)
+    def __init__(self, images: Phi3VImageEmbedding):
+        first, *_, last = images.img_projection
+        super().__init__(first.in_features // 4)
+        self.projected_head = nn.Linear(last.out_features, 4 * PARTS * (NONE + 1))
+        images.register_forward_hook(self._look)
 
-    def _look(self, tower, args, output):
-        self.tiles, self.hidden_states = args[0], output.last_hidden_state[:, 1:]
+    def _look(self, images, args, output):
+        numbers = [h * w + 1 for h, w in images.get_grids(*args)]
+        self.tiles = torch.cat([tiles[:number] for tiles, number in zip(args[0], numbers, strict=True)])
+        self.hidden_states = output.last_hidden_state[:, 1:]
 
     def forward(self, projector: nn.Module):
         """As `ReadingHead`, for the tower's last tiles, and as a fourth part the logits from projected features."""

@@ -264,7 +264,7 @@ def main():
         model.load_state_dict(grown(weights_of(args.start, tower=not args.vision), model.state_dict()), strict=False)
     if args.vision:
         model = with_tower(model, args.vision)
-    reader = FeatureReader(model.vision_tower, model.config.hidden_size).to(device)
+    reader = FeatureReader(model.model.vision_embed_tokens).to(device)
     looking = Looking(model)
     if args.compile:
         compile_layers((*model.model.layers, *model.vision_tower.encoder.layers))
