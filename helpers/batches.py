@@ -4,10 +4,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image
+from tqdm import tqdm
 
+from .cache import best_cache
 from .generation import (
     FIXED_SETTINGS,
     Answer,
@@ -18,14 +19,12 @@ from .generation import (
     whole_prompt,
 )
 from .images import Pictures, as_list, load_image
-
-if TYPE_CHECKING:  # for editors
-    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
+from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 
 def generate_many(
-    model: "Phi3VForCausalLM",
-    processor: "Phi3VProcessor",
+    model: Phi3VForCausalLM,
+    processor: Phi3VProcessor,
     prompts: Sequence[str],
     images: Sequence[Pictures] | None = None,
     *,
@@ -54,8 +53,6 @@ def generate_many(
         ImageLoadError: a picture that cannot be read.
         RuntimeError: out of memory, with what to change.
     """
-    from tqdm import tqdm
-
     check_order(model, processor)
     if isinstance(prompts, str) or isinstance(images, (str, os.PathLike, Image.Image)):
         raise ValueError("prompts and images are lists, one entry for each question; put a single entry in brackets.")
@@ -108,8 +105,6 @@ def _checked(source, processor):
 
 def _answer(model, processor, texts: list[str], rows: list[list], max_new_tokens: int) -> list[Answer]:
     """The answers to one batch."""
-    from .cache import best_cache
-
     start = time.perf_counter()
     pictures = [[load_image(image) for image in row] for row in rows]
     inputs = processor(texts, pictures if any(pictures) else None, padding_side="left", return_tensors="pt").to(

@@ -3,14 +3,11 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from .images import Pictures, as_list, load_image
-
-if TYPE_CHECKING:  # for editors
-    from .phi3_v import Phi3VProcessor
+from .phi3_v import Phi3VProcessor
 
 GAP = 8  # pixels between two pictures
 MAX_HEIGHT = 65_500  # JPEG's limit
@@ -22,7 +19,7 @@ def show_images(
     captions: Sequence[str] | None = None,
     *,
     width: int = 640,
-    processor: "Phi3VProcessor | None" = None,
+    processor: Phi3VProcessor | None = None,
 ) -> None:
     """Show one picture or several side by side, and print one line of facts for each.
 

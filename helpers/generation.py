@@ -8,14 +8,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING
 
+import torch
+
+from .cache import best_cache
 from .images import Pictures, as_list, load_image
 from .machine import out_of_memory
+from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 from .prompts import format_prompt
-
-if TYPE_CHECKING:  # for editors
-    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 #: Settings of `generate` that every answer here relies on, whatever the checkpoint's generation config says.
 FIXED_SETTINGS = {
@@ -87,8 +87,8 @@ class Answer(str):
 
 
 def generate(
-    model: "Phi3VForCausalLM",
-    processor: "Phi3VProcessor",
+    model: Phi3VForCausalLM,
+    processor: Phi3VProcessor,
     prompt: str,
     images: Pictures = (),
     *,
@@ -123,8 +123,8 @@ def generate(
 
 
 def stream(
-    model: "Phi3VForCausalLM",
-    processor: "Phi3VProcessor",
+    model: Phi3VForCausalLM,
+    processor: Phi3VProcessor,
     prompt: str,
     images: Pictures = (),
     *,
@@ -180,10 +180,6 @@ def explain_out_of_memory(
 
 
 def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, seed):
-    import torch
-
-    from .cache import best_cache
-
     start = time.perf_counter()
     cuda = _cuda(model)
     if cuda is not None:
@@ -254,8 +250,6 @@ def token_by_token(
     the model in steps of a single token; each step is then launched before the previous token is read, so that the GPU
     never waits for Python (at the end, one step too many is launched).
     """
-    import torch
-
     ahead, unread, first = int(one_step is not None), deque(), True
     while True:
         with torch.no_grad():  # inside the loop: it must not apply to the caller's code between two steps
@@ -285,8 +279,6 @@ def token_by_token(
 def _start_copy(numbers) -> Callable[[], list[int]]:
     """Start copying a small tensor from the GPU. The returned function waits for this copy alone, not for work that is
     launched later, and returns the numbers."""
-    import torch
-
     if numbers.device.type != "cuda":
         return numbers.tolist
     here = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
@@ -312,8 +304,6 @@ def decode(tokenizer, ids: list[int]) -> str:
 
 
 def _cuda(model):
-    import torch
-
     return torch.cuda if model.device.type == "cuda" else None
 
 

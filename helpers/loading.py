@@ -6,7 +6,14 @@ import json
 import numbers
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .checkpoints import (
     PARAMETERS,
@@ -16,6 +23,8 @@ from .checkpoints import (
     find_checkpoint,
     verify_checksums,
 )
+from .compiled import CompiledDecoding, compile_prompts
+from .generation import stream
 from .machine import (
     SMALL,
     choose_attention,
@@ -26,12 +35,7 @@ from .machine import (
     lack_of_memory,
     out_of_memory,
 )
-
-if TYPE_CHECKING:  # for editors; at run time only what is needed is imported
-    import torch
-    from transformers.utils.quantization_config import QuantizationConfigMixin
-
-    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
+from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -40,14 +44,14 @@ def load_model_and_processor(
     checkpoint: str | Path | None = None,
     *,
     revision: str | None = None,
-    device: "str | torch.device | None" = None,
-    dtype: "str | torch.dtype | None" = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
-    quantization: "str | bool | QuantizationConfigMixin | None" = None,
+    quantization: str | bool | QuantizationConfigMixin | None = None,
     num_crops: int | None = None,
     compile: bool = False,
     local_files_only: bool = False,
-) -> "tuple[Phi3VForCausalLM, Phi3VProcessor]":
+) -> tuple[Phi3VForCausalLM, Phi3VProcessor]:
     """Return (model, processor), the model in eval mode on its device.
 
     Args:
@@ -75,8 +79,6 @@ def load_model_and_processor(
         ValueError: an impossible setting.
         RuntimeError: too little memory, or `quantization` without what it needs.
     """
-    from safetensors import SafetensorError
-
     # Impossible settings are refused before anything is downloaded.
     device = _device_named(device) if device is not None else choose_device().value
     dtype = _dtype_named(dtype)
@@ -92,9 +94,6 @@ def load_model_and_processor(
     dtype, quantization = _dtype_and_quantization(parameters, device, dtype, quantization)
     attention = attn_implementation or ("sdpa" if compile else choose_attention(device, dtype).value)
     quantization = _quantization_config(quantization, device, dtype)
-
-    from .phi3_v.modeling_phi3_v import Phi3VForCausalLM
-    from .phi3_v.processing_phi3_v import Phi3VProcessor
 
     placement = {"quantization_config": quantization} if quantization else {}
     if quantization and device.type != "cpu":
@@ -135,8 +134,6 @@ def load_model_and_processor(
 
 def _device_named(device):
     """A torch.device for its name."""
-    import torch
-
     try:
         return torch.device(device)
     except (RuntimeError, TypeError):
@@ -145,8 +142,6 @@ def _device_named(device):
 
 def _dtype_named(dtype):
     """A torch.dtype for its name; None for "auto" and None."""
-    import torch
-
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; pass torch.float32, torch.bfloat16, torch.float16 or None.")
@@ -154,8 +149,6 @@ def _dtype_named(dtype):
 
 
 def _check_settings(device, attn_implementation, quantization, num_crops, compile) -> None:
-    import torch
-
     if num_crops is not None and not (isinstance(num_crops, numbers.Integral) and num_crops >= 1):
         raise ValueError(f"num_crops is {num_crops!r}; pass a whole number, or None for the checkpoint's own.")
     if attn_implementation not in (None, *_ATTENTION):
@@ -204,11 +197,9 @@ def _quantization_config(quantization, device, dtype):
     if not isinstance(quantization, str):
         return quantization or None
     if device.type == "cpu":
-        from .int8 import Int8Config
+        from .int8 import Int8Config  # here, as it needs more of transformers' inside than all the rest
 
         return Int8Config()
-    from transformers import BitsAndBytesConfig
-
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
@@ -216,12 +207,6 @@ def _quantization_config(quantization, device, dtype):
 
 def _compile(model, processor) -> None:
     """Compile now, with a progress bar, rather than in the middle of the first answer."""
-    from PIL import Image
-    from tqdm import tqdm
-
-    from .compiled import CompiledDecoding, compile_prompts
-    from .generation import stream
-
     compile_prompts(model)
     model.compiled_decoding = CompiledDecoding(model)
     asked = "Count to nine.", Image.new("RGB", (400, 300))
@@ -232,8 +217,6 @@ def _compile(model, processor) -> None:
 @contextlib.contextmanager
 def _quiet(quiet: bool):
     """Hide transformers' progress bar for a model that loads in a moment."""
-    from transformers.utils import logging
-
     if not quiet or not logging.is_progress_bar_enabled():
         yield
         return

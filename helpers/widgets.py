@@ -3,16 +3,13 @@
 import base64
 import html
 import threading
-from typing import TYPE_CHECKING
 
 from .display import encode, facts_of, side_by_side
 from .drawing import draw_text
 from .generation import check_order, check_whole_number, stream
 from .images import load_image
+from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 from .prompts import format_prompt
-
-if TYPE_CHECKING:  # for editors
-    from .phi3_v import Phi3VForCausalLM, Phi3VProcessor
 
 PREVIEW = (480, 240)  # largest width and height, in pixels
 QUESTION = "Help me get the title and author information of this book?"
@@ -27,7 +24,7 @@ EXAMPLES = (
 )
 
 
-def ask_about_your_pictures(model: "Phi3VForCausalLM", processor: "Phi3VProcessor", *, max_new_tokens: int = 1000):
+def ask_about_your_pictures(model: Phi3VForCausalLM, processor: Phi3VProcessor, *, max_new_tokens: int = 1000):
     """Return an ipywidgets box that asks the model about pictures from the reader's disk, or about words it draws.
 
     The pictures go to the kernel and no further. The answer comes in pieces, then a line says what it cost.
