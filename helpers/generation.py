@@ -171,8 +171,8 @@ def explain_out_of_memory(
         if not out_of_memory(error):
             raise
     # Raised outside the handler: the first error's traceback would keep every tensor of the step alive.
-    if (cuda := _cuda(model)) is not None:
-        cuda.empty_cache()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
     raise RuntimeError(
         "Out of memory. Load the model with a smaller num_crops (fewer image tokens) or with "
         f'quantization="int4" (on a CPU "int8"), or ask with {ask_with}.'
@@ -181,9 +181,8 @@ def explain_out_of_memory(
 
 def _stream(model, processor, prompt, images, *, max_new_tokens, temperature, seed):
     start = time.perf_counter()
-    cuda = _cuda(model)
-    if cuda is not None:
-        cuda.reset_peak_memory_stats(model.device)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
     pictures = [load_image(image) for image in as_list(images)]
     inputs = processor(text=whole_prompt(prompt, len(pictures)), images=pictures or None, return_tensors="pt").to(
         model.device
@@ -303,13 +302,9 @@ def decode(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _cuda(model):
-    return torch.cuda if model.device.type == "cuda" else None
-
-
 def _peak_memory(model) -> int | None:
-    if (cuda := _cuda(model)) is not None:
-        return cuda.max_memory_allocated(model.device)
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
     try:
         import resource
     except ImportError:  # Windows
