@@ -24,8 +24,6 @@ Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image 
 Pictures = Picture | Sequence[Picture] | None
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(data|file|blob|javascript):", re.IGNORECASE)
-
-
 _QUIET = threading.Lock()
 
 
@@ -83,8 +81,6 @@ def load_image(
             image.load()
             _check_size(image.size, max_pixels)  # some containers only tell the true size when decoded
             return _to_rgb(_upright(image), colour)
-    except ImageLoadError:
-        raise
     except (FetchError, _Unreadable) as error:
         raise ImageLoadError(f"Cannot load {name}: {error}.") from None
     except MemoryError:
@@ -239,8 +235,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array[:, :, 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise _Unreadable("the shape must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    if array.size == 0:
-        raise _Unreadable("it has no pixels")
     if array.dtype == bool:
         array = array * np.uint8(255)
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
