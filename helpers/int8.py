@@ -135,9 +135,6 @@ class Int8Config(QuantizationConfigMixin):
 class _Round(ConversionOps):
     """Turns a weight into int8 values and scales while the file is loaded."""
 
-    def __init__(self, hf_quantizer):
-        self.hf_quantizer = hf_quantizer
-
     @torch.no_grad()
     def convert(self, input_dict, full_layer_name=None, **kwargs):
         ((weight, *_),) = input_dict.values()
@@ -172,7 +169,7 @@ class Int8Quantizer(HfQuantizer):
         return isinstance(module, Int8Linear) and name == "weight"
 
     def get_quantize_ops(self):
-        return _Round(self)
+        return _Round()
 
     def is_serializable(self, *args, **kwargs) -> bool:
         return False
