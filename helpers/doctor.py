@@ -83,7 +83,6 @@ def doctor(checkpoint=None) -> Report:
 
 def _check_version(package: str, floor: str, facts: list, problems: list) -> None:
     ceiling = TESTED_UP_TO.get(package)
-    span = f">={floor},<={ceiling}.*" if ceiling else f">={floor}"
     try:
         found = version(package)
     except PackageNotFoundError:
@@ -93,7 +92,7 @@ def _check_version(package: str, floor: str, facts: list, problems: list) -> Non
     if _release(found) < _release(floor):
         problems.append((f"{package} {found} is older than {floor}", INSTALL))
     elif ceiling and _release(found) > _release(ceiling):
-        note = f" (newer than the tested {span})"
+        note = f" (newer than the tested >={floor},<={ceiling}.*)"
     facts.append((package, found + note))
 
 
