@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -92,8 +93,6 @@ def count_parameters(folder: Path) -> int:
     Raises:
         CheckpointError: there are none, some are missing, or a header is damaged.
     """
-    from math import prod
-
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
@@ -109,7 +108,7 @@ def count_parameters(folder: Path) -> int:
     for name in names:
         try:
             with safe_open(folder / name, framework="numpy") as weights:
-                total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+                total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
         except FileNotFoundError:
             raise CheckpointError(
                 f"{folder} lacks {name}; download it again, which adds what is missing (only safetensors are read)."

@@ -33,7 +33,7 @@ def format_prompt(
         raise ValueError(f"system is {system!r}; pass a text, or None.")
     prompt = f"<|system|>\n{escape_control_tokens(system)}<|end|>\n" if system else ""
     pictures = "".join(f"<|image_{i}|>\n" for i in range(1, num_images + 1))
-    for turn in () if history is None else history:
+    for turn in history or ():
         if not isinstance(turn, (tuple, list)) or [isinstance(text, str) for text in turn] != [True, True]:
             raise ValueError(f"history holds {turn!r}; pass pairs of a question and its answer, both texts.")
         asked, answered = turn
