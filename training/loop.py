@@ -74,10 +74,6 @@ class _Drawn(Dataset):
         return self.picture("train", self.first + index * WORLD + RANK)
 
 
-def _one_thread(worker: int):
-    torch.set_num_threads(1)
-
-
 def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
     """An endless stream of `collate([picture("train", i), ...])`, from the step that has picture number `first`."""
     step = batch * WORLD
@@ -88,7 +84,6 @@ def stream_of_batches(picture, collate, batch: int, workers: int, first: int):
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=2 if workers else None,
-        worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
     )
 

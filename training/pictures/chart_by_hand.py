@@ -14,15 +14,15 @@ def draw(rng: random.Random, split: str, chart):
     background = rng.choice(((255, 255, 255), (255, 255, 255), colors.any_color(rng)))
     canvas = Canvas(width, height, background)
     ink = colors.readable_on(rng, background, ratio=4.5)
-    family = fonts.pick(rng, split)
+    family, weight = fonts.pick(rng, split)
 
     def write(text, x, baseline, size, align="center"):
-        font = fonts.load(family[0], max(8, round(size)), family[1])
+        font = fonts.load(family, max(8, round(size)), weight)
         x -= {"left": 0, "center": 0.5, "right": 1}[align] * canvas.width_of(text, font)
         canvas.text(x, baseline, text, font, ink)
 
     def fitting(texts, size, room):
-        font = fonts.load(family[0], round(size), family[1])
+        font = fonts.load(family, round(size), weight)
         return size * min(1, room / max(canvas.width_of(text, font) for text in texts))
 
     align = rng.choice(("left", "center"))

@@ -38,7 +38,8 @@ def draw(rng: random.Random, split: str, size=None, sizes=(18, 56), lines=None) 
     written, y = [], rng.randint(2, 24)
     for _ in range(rng.randint(*lines)):
         pixels = round(sizes[0] * (sizes[1] / sizes[0]) ** rng.random())
-        font = fonts.load(*_family_at(rng, split, pixels))
+        family, weight = fonts.pick(rng, split)
+        font = fonts.load(family, pixels, weight)
         baseline = y + 0.85 * pixels
         if baseline + 0.3 * pixels > height:
             break
@@ -59,8 +60,3 @@ def draw(rng: random.Random, split: str, size=None, sizes=(18, 56), lines=None) 
     text = "\n".join(written)
     turns = [(rng.choice(QUESTIONS), text)]
     return Sample("page", [effects.wear(rng, canvas.image)], turns, {"text": text}, [canvas.characters])
-
-
-def _family_at(rng, split, pixels):
-    family, weight = fonts.pick(rng, split)
-    return family, pixels, weight

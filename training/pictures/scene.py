@@ -89,8 +89,8 @@ def description(things: list[Thing]) -> str:
 def aloud(things: list[Thing], shape: str) -> str:
     """As in "Stars: red at the top left, blue at the center. ": a small model answers better once it has listed them;
     empty where there are none."""
-    listed = ", ".join(f"{thing.color} at the {thing.place}" for thing in things if thing.shape == shape)
-    return f"{shape.capitalize()}s: {listed}. " if listed else ""
+    said = ", ".join(f"{thing.color} at the {thing.place}" for thing in things if thing.shape == shape)
+    return f"{shape.capitalize()}s: {said}. " if said else ""
 
 
 def counted(things: list[Thing], color: str, shape: str) -> str:
