@@ -1,11 +1,19 @@
-"""What the comparisons share: ratios of medians, a table of them, and one JSON line for `results/`."""
+"""What the comparisons share: a clock, ratios of medians, a table of them, and one JSON line for `results/`."""
 
 import argparse
 import json
 import statistics
+import time
 from importlib.metadata import version
 
 import torch
+
+
+def seconds(work) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def speeds(runs: dict[str, list[dict[str, float]]], base: str) -> dict[str, dict[str, float]]:

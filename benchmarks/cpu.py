@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 
 import torch
@@ -24,7 +23,7 @@ from helpers.cache import growing_cache
 from helpers.int8 import Int8Config
 from helpers.phi3_v import Phi3VConfig, Phi3VForCausalLM
 
-from .compare import speeds
+from .compare import seconds, speeds
 
 LAYERS, OFFICIAL_LAYERS = 4, 32
 TOWER_LAYERS, OFFICIAL_TOWER_LAYERS = 4, 23
@@ -53,13 +52,6 @@ def random_checkpoint() -> Iterator[str]:
         yield folder
 
 
-def seconds(work) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 @torch.no_grad()
 def measure(model: Phi3VForCausalLM, cache: Cache, tiles: int, length: int, steps: int) -> dict[str, float]:
     """Seconds of the tower for `tiles`, of the decoder for a prompt of `length`, of one more token, and of its head."""
@@ -67,13 +59,8 @@ def measure(model: Phi3VForCausalLM, cache: Cache, tiles: int, length: int, step
     sizes = torch.tensor([[336 * (tiles - 1), 336]])
     ids = torch.randint(0, 32_000, (1, length))
     tower = seconds(lambda: model.get_image_features(pixel_values, sizes))
-    start = time.perf_counter()
-    model(ids, past_key_values=cache, logits_to_keep=1)
-    prefill = time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in range(steps):
-        model(ids[:, :1], past_key_values=cache)
-    token = (time.perf_counter() - start) / steps
+    prefill = seconds(lambda: model(ids, past_key_values=cache, logits_to_keep=1))
+    token = sum(seconds(lambda: model(ids[:, :1], past_key_values=cache)) for _ in range(steps)) / steps
     last = torch.rand(1, 1, model.config.hidden_size, dtype=model.dtype)
     head = sum(seconds(lambda: model.lm_head(last)) for _ in range(steps)) / steps
     return {"tower": tower, "prefill": prefill, "token": token, "head": head}

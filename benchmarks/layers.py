@@ -8,8 +8,7 @@ from tqdm import tqdm
 from helpers.cache import growing_cache
 from helpers.phi3_v import Phi3VForCausalLM
 
-from .compare import report, speeds
-from .cpu import seconds
+from .compare import report, seconds, speeds
 
 
 class Ours:

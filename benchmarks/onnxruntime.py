@@ -22,8 +22,8 @@ from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 from helpers import POCKET
 from helpers.phi3_v import Phi3VForCausalLM
 
-from .compare import report, speeds
-from .cpu import FORMS, config, seconds
+from .compare import report, seconds, speeds
+from .cpu import FORMS, config
 from .layers import arguments
 
 EXTRA = ["int4_block_size=32", "int4_accuracy_level=4"]

@@ -8,7 +8,7 @@ ratio means something. For a large photo most of the time goes into Pillow's res
 
 import argparse
 import json
-import time
+from functools import partial
 
 import numpy as np
 import PIL
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from helpers.phi3_v import Phi3VImageProcessor
 
-from .compare import speeds
+from .compare import seconds, speeds
 
 #: Width and height of the pictures: small, as large as twelve tiles, and a phone's photo.
 SIZES = {"640 x 480": (640, 480), "1344 x 1008": (1344, 1008), "4032 x 3024": (4032, 3024)}
@@ -58,12 +58,7 @@ def main():
     runs = {form: [] for form in forms}
     for _ in tqdm(range(args.rounds)):
         for form, work in forms.items():
-            times = {}
-            for name, image in pictures.items():
-                start = time.perf_counter()
-                work(image)
-                times[name] = time.perf_counter() - start
-            runs[form].append(times)
+            runs[form].append({name: seconds(partial(work, image)) for name, image in pictures.items()})
     speed = speeds(runs, "original")["here"]
     for name, ratio in speed.items():
         print(f"{name:12} {ratio:5.2f} times as fast as the original")
