@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from helpers import POCKET
+from helpers.cache import growing_cache
 from helpers.phi3_v import Phi3VForCausalLM
 
 from .compare import report, seconds, speeds
@@ -72,15 +73,14 @@ def measure_onnx(model: onnxruntime_genai.Model, ids: torch.Tensor, steps: int) 
 
 @torch.no_grad()
 def measure_ours(model: Phi3VForCausalLM, ids: torch.Tensor, steps: int) -> dict[str, float]:
-    """The same for the model here, step by step as in `generate`."""
-    state = {}
+    """The same for the model here."""
+    cache, tokens = growing_cache(), [ids]
 
-    def step(ids):
-        state["out"] = model(ids, past_key_values=state.get("past"), use_cache=True, logits_to_keep=1)
-        state["past"] = state["out"].past_key_values
+    def step():
+        tokens.append(model(tokens[-1], past_key_values=cache, logits_to_keep=1).logits.argmax(-1))
 
-    prefill = seconds(lambda: step(ids))
-    token = seconds(lambda: [step(state["out"].logits[:, -1:].argmax(-1)) for _ in range(steps)]) / steps
+    prefill = seconds(step)
+    token = seconds(lambda: [step() for _ in range(steps)]) / steps
     return {"prefill": prefill, "token": token}
 
 

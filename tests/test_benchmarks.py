@@ -3,7 +3,9 @@
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from benchmarks.compare import report, speeds
 from benchmarks.cuda import all_tiles, floors, longer
 from benchmarks.int4 import Int4Linear
 from benchmarks.preprocessing import original
+from helpers.cache import GrowingLayer
 from helpers.phi3_v import Phi3VImageProcessor
+from helpers.phi3_v.modeling_phi3_v import CACHE
 
 RUNS = {
     "int8": [{"prefill": 2.0, "token": 0.3}, {"prefill": 90.0, "token": 0.1}, {"prefill": 1.0, "token": 0.2}],
@@ -182,6 +186,19 @@ def test_the_least_time_counts_tiles_positions_and_weights():
     floor = floors(model, a_picture(model), {"bytes/s": 2.0, "operations/s": 2.0})
     patches = 3 * (8 * 8 + 1)  # three tiles of 112 pixels, and a class token for each
     assert floor == {"first token": 100 * layers + patches * tower, "token": layers + model.lm_head.weight.numel()}
+
+
+def test_8_bits_have_their_own_cache_beside_onnx_runtime(monkeypatch):
+    package = SimpleNamespace(Model=None, Generator=None)
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", package)  # where it is not installed
+    from benchmarks.onnxruntime import measure_ours
+
+    model, seen, ids = tiny_model(), [], torch.randint(3, 900, (1, 20))
+    model.register_forward_hook(lambda module, args, output: seen.append((args[0].shape[1], getattr(output, CACHE))))
+    with torch.no_grad():
+        measure_ours(model, ids, steps=3)
+    assert [length for length, _ in seen] == [20, 1, 1, 1]
+    assert all(isinstance(cache.layers[0], GrowingLayer) and cache is seen[0][1] for _, cache in seen)
 
 
 def test_4_bits_have_the_error_of_16_levels():
