@@ -3,7 +3,7 @@
     python -m benchmarks.cpu
 
 Builds 4 of the decoder's 32 layers and 4 of the tower's 23 at full width; times are medians of rounds in which every
-form has its turn, and only their ratios mean something. Needs 6 GB of memory and 3 GB of disk. To see what an older
+form has its turn, and only their ratios mean something. Needs 6 GB of memory and 2 GB of disk. To see what an older
 CPU would do, set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (no bfloat16 units), or AVX2 with ATEN_CPU_CAPABILITY=avx2; but
 parts of PyTorch still see the real CPU then, so only a real older one shows everything.
 """

@@ -4,8 +4,9 @@
     python -m benchmarks.openvino
 
 4 of the 32 layers at full width, without the head; times are medians of rounds in which every form has its turn, and
-only their ratios mean something. Needs 8 GB of memory. OpenVINO gets the same layers, traced with their cache as its
-state, and picks the rest for the CPU by itself. The last column is how far the hidden states are from float32.
+only their ratios mean something. Needs 8 GB of memory and 2 GB of disk. OpenVINO gets the same layers, traced with
+their cache as its state, and picks the rest for the CPU by itself. The last column is how far the hidden states are
+from float32.
 """
 
 import nncf
