@@ -1,4 +1,4 @@
-"""Many questions at once: a GPU, and to a lesser degree a CPU, answers them faster than one after the other."""
+"""Many questions at once, faster than one after the other. (On a GPU that was not measured.)"""
 
 import os
 import sys

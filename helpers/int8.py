@@ -2,8 +2,8 @@
 
 `load_model_and_processor(..., quantization="int8")` uses it on a CPU. Weights are rounded once, while they are loaded;
 activations are rounded row by row, at each call. As in LLM.int8() (Dettmers et al., 2022,
-https://arxiv.org/abs/2208.07339) rows with outliers need more than 8 bits; here they get a second pass. Where it costs
-no time, the few rows of a step that writes a token keep more bits.
+https://arxiv.org/abs/2208.07339) outliers need more than 8 bits; here the rows that hold one get a second pass. Where
+it costs no time, the few rows of a step that writes a token keep more bits.
 """
 
 import functools

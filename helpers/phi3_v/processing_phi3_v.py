@@ -88,8 +88,8 @@ class Phi3VProcessor(ProcessorMixin):
         PyTorch hangs; DataLoader workers call it themselves.
 
         Raises `ValueError` unless the tags of a prompt are `<|image_1|>` ... `<|image_n|>` for n pictures,
-        each once, in any order; for `<|image|>` in the text; where `truncation` would cut a prompt with
-        pictures. Raises `TypeError` for a setting that is not one of these.
+        each once, in any order; for `<|image|>` or half a character (a lone surrogate) in the text; where
+        `truncation` would cut a prompt with pictures. Raises `TypeError` for a setting that is not one of these.
         """
         named = {
             "padding": padding,
