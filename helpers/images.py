@@ -62,7 +62,7 @@ def load_image(
     """
     if not isinstance(background, str):
         raise ValueError(f'background is {background!r}; name a colour, as in "white" or "#f4ead5".')
-    colour = ImageColor.getrgb(background)[:3]
+    color = ImageColor.getrgb(background)[:3]
     for limit, value in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
         if not isinstance(value, numbers.Integral):
             raise ValueError(f"{limit} is {value!r}; pass a whole number, however large.")
@@ -80,7 +80,7 @@ def load_image(
         with _no_warnings():  # about damaged metadata that the pixels do not need
             image.load()
             _check_size(image.size, max_pixels)  # some containers only tell the true size when decoded
-            return _to_rgb(_upright(image), colour)
+            return _to_rgb(_upright(image), color)
     except (FetchError, _Unreadable) as error:
         raise ImageLoadError(f"Cannot load {name}: {error}.") from None
     except MemoryError:

@@ -17,9 +17,9 @@ from helpers import Answer, ask_about_your_pictures, widgets
 SECONDS = 120  # the longest a test waits; far more than it needs
 
 
-def png(width=60, height=40, colour="red", **options) -> bytes:
+def png(width=60, height=40, color="red", **options) -> bytes:
     file = io.BytesIO()
-    Pictures.new("RGB", (width, height), colour).save(file, "PNG", **options)
+    Pictures.new("RGB", (width, height), color).save(file, "PNG", **options)
     return file.getvalue()
 
 
