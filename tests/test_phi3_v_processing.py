@@ -55,6 +55,13 @@ def test_round_trip(tmp_path):
         assert torch.equal(value, expected[key])
 
 
+def test_a_checkpoint_in_a_subfolder(tmp_path):
+    """The tokenizer comes from there too."""
+    golden_processor().save_pretrained(tmp_path / "inner")
+    loaded = AutoProcessor.from_pretrained(tmp_path, subfolder="inner")
+    assert loaded.tokenizer.get_vocab() == golden_tokenizer().get_vocab()
+
+
 def test_llama_tokenizer_trap(tmp_path):
     """tokenizer_config.json names LlamaTokenizer, which gives other ids than tokenizer.json."""
     prompt, ids = "<|user|>\nhi", [1, 1010, 355, 260, 950]
@@ -116,6 +123,12 @@ def test_tags_that_do_not_match(name):
     images = [noise_image(20, 20)] * num_images or None
     with pytest.raises(ValueError, match=rf"has {text.count('<|image_')} image tags.* {num_images} images"):
         tiny_processor()(text, images)
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_no_picture_of_a_batch_is_left_over(num_images):
+    with pytest.raises(ValueError, match=f"2 prompts have 2 image tags for {num_images} images"):
+        tiny_processor()(["<|image_1|>", "<|image_1|>"], [noise_image(20, 20)] * num_images)
 
 
 @pytest.mark.parametrize("digits", ["１", "१", "²", "9" * 5000, "2" * 12])
@@ -287,6 +300,18 @@ def test_chat_template_gives_model_inputs(is_batch):
         processor.apply_chat_template([{"role": "user", "content": [IMAGE, TEXT]}], tokenize=True)
 
 
+def test_a_picture_by_its_address(tmp_path):
+    """As `image_url`, the form of OpenAI's clients; transformers knows it by its inner key, and would lose others."""
+    path = str(tmp_path / "noise.png")
+    noise_image(90, 90).save(path)
+    parts = {"type": "image", "path": path}, {"type": "image_url", "image_url": {"url": path}}
+    chats = [[{"role": "user", "content": [part, TEXT]}] for part in parts]
+    one, other = (tiny_processor().apply_chat_template(chat, tokenize=True, return_dict=True) for chat in chats)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with pytest.raises(ValueError, match="needs its address"):
+        tiny_processor().apply_chat_template([{"role": "user", "content": [{"type": "image_url", "url": path}, TEXT]}])
+
+
 def test_chat_template_with_settings():
     processor = tiny_processor()
     chat = [{"role": "user", "content": [{"type": "image", "image": noise_image(300, 200)}, TEXT]}]
@@ -356,6 +381,12 @@ def test_control_tokens_in_messages(token):
         assert input_ids.count(1044) == 0
 
 
+def test_control_tokens_in_a_batch_of_chats():
+    processor = tiny_processor()
+    chats = [[{"role": "user", "content": f"Hi {token}"}] for token in CONTROL_TOKENS]
+    assert processor.apply_chat_template(chats) == [processor.apply_chat_template(chat) for chat in chats]
+
+
 def test_escape_keeps_ordinary_text():
     text = "a < b <div> </script> |x| 1<2 <sup> x <- y"
     assert escape_control_tokens(text) == text
@@ -378,6 +409,16 @@ def test_settings_in_groups():
     ):
         one, other = processor(prompt, image, **grouped), processor(prompt, image, **flat)
         assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_settings_beside_a_group_count_too():
+    processor, prompts, image = tiny_processor(), ["<|image_1|> a", "b"], noise_image(300, 200, 0)
+    flat = {"padding_side": "right", "num_crops": 1, "add_special_tokens": False}
+    expected = processor(prompts, image, **flat, pad_to_multiple_of=16)
+    inputs = processor(prompts, image, **flat, text_kwargs={"pad_to_multiple_of": 16})
+    assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+    with pytest.raises(TypeError, match="num_crop"):
+        processor(prompts, image, num_crop=1, text_kwargs={"padding": True})
 
 
 def test_max_length_alone_cuts_nothing():

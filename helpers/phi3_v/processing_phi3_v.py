@@ -235,6 +235,11 @@ class Phi3VProcessor(ProcessorMixin):
                 raise ValueError(
                     f"The content of a message is a string, or parts of type image or text, not {part_type!r}."
                 )
+            if part_type == "image_url" and "image_url" not in part:  # transformers would leave the picture out
+                raise ValueError(
+                    'A content part of type image_url needs its address as {"type": "image_url", "image_url": {"url": '
+                    f"...}}}}, got {part}."
+                )
             if part_type == "text":
                 if not isinstance(part.get("text"), str):
                     raise ValueError(f"A content part of type text needs its text as a string, got {part}.")
