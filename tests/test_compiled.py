@@ -7,12 +7,13 @@ import pytest
 import torch
 from phi3_v_data import noise_image
 from torch._dynamo.testing import CompileCounter
+from transformers import StaticCache
 
 from helpers import generate, generate_many, load_model_and_processor, stream
 from helpers.compiled import CompiledDecoding, Recorded, compile_prompts
 from helpers.generation import FIXED_SETTINGS, token_by_token
 from helpers.machine import cudnn_attention, disable_cudnn_attention
-from helpers.phi3_v.modeling_phi3_v import CACHE
+from helpers.phi3_v.modeling_phi3_v import CACHE, clear_cache
 
 SHORT_CONTEXT = 512  # of the golden checkpoint
 
@@ -213,3 +214,13 @@ def test_what_cannot_be_compiled(golden_checkpoint, settings, message):
     """A static cache has empty positions, which flash-attn would attend to."""
     with pytest.raises(ValueError, match=message):
         load_model_and_processor(golden_checkpoint, compile=True, dtype=torch.float32, **settings)
+
+
+def test_a_static_cache_is_emptied_in_place(tiny):
+    """A recorded graph goes on reading and writing where the tensors were."""
+    config = tiny[0].config
+    cache, states = StaticCache(config=config, max_cache_len=8), torch.ones(1, config.num_key_value_heads, 3, 4)
+    keys, values = (part.data_ptr() for part in cache.update(states, states, 0))
+    clear_cache(cache)
+    assert cache.get_seq_length() == 0
+    assert [part.data_ptr() for part in cache.update(states, states, 0)] == [keys, values]

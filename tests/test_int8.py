@@ -166,6 +166,27 @@ def test_a_kernel_is_chosen_for_what_it_gets_right(monkeypatch, onednn, fbgemm, 
     assert limit == {"onednn": onednn, "fbgemm": fbgemm, "float": 127}[chosen]
 
 
+def missing(*arguments):
+    raise AttributeError
+
+
+WRONG = {
+    "for negative rows": lambda weight, scale: lambda rows: rows.clamp(min=0) @ weight.float().t() * scale,
+    "in one column": lambda weight, scale: lambda rows: rows @ weight.float().t() * scale * (torch.arange(16) > 0),
+    "in the last of many rows": lambda weight, scale: (
+        lambda rows: torch.cat([rows[:FEW] @ weight.float().t() * scale, torch.zeros(len(rows[FEW:]), 16)])
+    ),
+    "missing": missing,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_kernel_that_is_wrong_anywhere_is_passed_over(monkeypatch, wrong):
+    for name in ("by_onednn", "by_fbgemm"):
+        monkeypatch.setattr(int8_kernels, name, WRONG[wrong])
+    assert kernel_of_this_cpu.__wrapped__() == (by_float, 127)
+
+
 def test_weights_use_all_that_the_cpu_gets_right():
     values, _ = quantize(torch.randn(32, 64))
     assert values.dtype == torch.int8
