@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -29,6 +31,12 @@ def test_dtype_on_gpus(monkeypatch):
         assert machine.choose_dtype("cuda", machine.SMALL - 1).value == torch.float32
     assert machine.choose_dtype("mps", BIG).value == torch.float16
     assert machine.choose_dtype("mps", 3_000_000).value == torch.float32
+
+
+def test_a_gpu_that_only_emulates_bfloat16_gets_float16(monkeypatch):
+    """It would be many times slower."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert machine.choose_dtype("cuda", BIG).value == torch.float16
 
 
 @pytest.mark.parametrize(("capability", "expected"), [("AVX2", "int8"), ("AVX512", "int8"), ("NEON", None)])
@@ -98,6 +106,18 @@ def test_the_sizes_in_the_advice_are_those_checked_when_it_is_followed(monkeypat
     # Off an Apple GPU, in float16, to the CPU, which may have no 16 bits for what is not rounded.
     _, advice = machine.lack_of_memory(parameters, torch.device("mps"), torch.float16)
     assert 'device="cpu", quantization="int8" (4.8 GB)' in advice
+
+
+def test_the_memory_of_other_programs_is_not_free(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=9, available=3, free=1))
+    assert machine.available_memory("cpu") == 3
+
+
+def test_the_advice_does_not_repeat_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda device: 0)
+    _, advice = machine.lack_of_memory(BIG, torch.device("cpu"), torch.bfloat16, "int8")
+    assert "int8" not in advice
+    assert "bfloat16" not in advice
 
 
 def test_what_torch_keeps_is_free_for_a_new_model(monkeypatch):
