@@ -43,6 +43,14 @@ def test_lessons_follow_the_picture_into_its_padding():
     assert (upper_left[:, 16:] == 3).all()
 
 
+def test_lessons_shrink_with_the_picture_where_it_gets_fewer_tiles():
+    # In a single tile of 224 x 224 pixels, 336 x 448 become 168 x 224, with 28 on each side.
+    classes, _ = reading.lessons((336, 448), np.array([[3, 0, 0, 336, 448]], dtype=np.float32), num_crops=1)
+    only_tile = classes[1].reshape(16, 64)
+    assert (only_tile[:, 8:56] == 3).all()
+    assert (only_tile == 3).sum() == 16 * 48
+
+
 def test_a_picture_of_unknown_characters_teaches_no_reading():
     classes, boxes = reading.lessons((448, 448), np.zeros((0, 5), dtype=np.float32))
     assert (classes == reading.IGNORED).all()
@@ -193,6 +201,20 @@ def test_reading_is_measured_where_the_decoder_reads():
     assert reading.loss_and_accuracy((right, boxes, boxes), tiles, classes, boxes)[1] == 1
     assert reading.loss_and_accuracy((right, boxes, boxes, wrong), tiles, classes, boxes)[1] == 0
     assert reading.loss_and_accuracy((wrong, boxes, boxes, right), tiles, classes, boxes)[1] == 1
+
+
+def test_what_projected_features_say_goes_back_to_its_patch():
+    images = small_model(train.build_processor()).model.vision_embed_tokens
+    reader = reading.FeatureReader(images)
+    channels = images.img_projection[0].in_features // 4
+    reader.hidden_states = torch.randn(2, 256, channels)
+    copies = torch.zeros(4, reading.PARTS, reading.NONE + 1, 4, channels)
+    for patch in range(4):  # of a feature: each part's first logit is the first channel of its patch
+        copies[patch, :, 0, patch, 0] = 1
+    reader.projected_head = torch.nn.Linear(4 * channels, copies[..., 0, 0].numel(), bias=False)
+    reader.projected_head.weight.data = copies.flatten(0, 2).flatten(1)
+    *_, again = reader(torch.nn.Identity())
+    assert torch.equal(again[..., 0], reader.hidden_states[..., :1].expand(-1, -1, reading.PARTS))
 
 
 @pytest.mark.parametrize("wrong", [1, 2])
