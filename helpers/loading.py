@@ -124,7 +124,6 @@ def load_model_and_processor(
         )
     if num_crops is not None:
         processor.image_processor.num_crops = int(num_crops)
-    model.eval()
     if device.type == "cuda":
         disable_cudnn_attention()
     if compile:

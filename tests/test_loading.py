@@ -34,12 +34,17 @@ def test_settings(folder):
     processor.save_pretrained(folder.parent / "saved")  # as JSON, which has no numbers of NumPy's
 
 
-def test_progress_bar_setting_is_restored(folder):
+@pytest.mark.parametrize("enabled", [True, False])
+def test_progress_bar_setting_is_restored(folder, enabled):
     from transformers.utils import logging
 
     before = logging.is_progress_bar_enabled()
-    load_model_and_processor(folder, device="cpu")
-    assert logging.is_progress_bar_enabled() is before
+    try:
+        (logging.enable_progress_bar if enabled else logging.disable_progress_bar)()
+        load_model_and_processor(folder, device="cpu")
+        assert logging.is_progress_bar_enabled() is enabled
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 @pytest.mark.parametrize(
