@@ -119,6 +119,14 @@ def test_rope_tables_stay_float32(cast):
     assert not torch.equal(expected[0], expected[1])
 
 
+def test_positions_stay_exact_in_half_precision(model):
+    """bfloat16 has no numbers between 256 and 258."""
+    positions = torch.arange(250, 270)[None]
+    exact = model.model.rotary_emb(torch.zeros(1), positions)
+    for part, rounded in zip(exact, model.model.rotary_emb(torch.zeros(1, dtype=torch.bfloat16), positions)):
+        assert torch.equal(rounded, part.bfloat16())
+
+
 def test_init_is_sensible():
     model = Phi3VForCausalLM(tiny_config(initializer_range=0.02))
     for name, parameter in model.named_parameters():
@@ -277,6 +285,15 @@ def test_rows_do_not_depend_on_each_other(side, give_positions, attention):
     logits = model(**batch).logits
     for row, row_mask, solo in zip(logits, mask, solos):
         assert (row[row_mask.bool()] - model(**solo).logits[0]).abs().max() < 1e-4
+
+
+def test_given_positions_count_beside_a_mask(model):
+    """As where several texts are packed into a row."""
+    ids = torch.randint(3, 999, (1, 8), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(0, 16, 2)[None]
+    with torch.no_grad():
+        expected = model(ids, position_ids=positions).logits
+        assert torch.equal(model(ids, position_ids=positions, attention_mask=torch.ones_like(ids)).logits, expected)
 
 
 def test_short_and_long_factors_differ(model):
