@@ -78,6 +78,8 @@ def test_every_picture_has_its_lessons_tile_by_tile(kind, num_crops):
     numbers = [int(height) * int(width) // 224**2 + 1 for height, width in batch["image_sizes"]]
     assert len(batch["classes"]) == sum(numbers)
     assert torch.equal(reader.tiles, torch.cat([a["pixel_values"][0, :n] for a, n in zip(alone, numbers)]))
+    expected = model.vision_tower(reader.tiles).last_hidden_state[:, 1:]  # without the class token
+    torch.testing.assert_close(reader.hidden_states, expected)
     (loss + lesson).backward()
     assert model.vision_tower.encoder.layers[0].mlp.fc1.weight.grad.any()
     assert reader.projected_head.weight.grad.any() or not any(len(marks) for s in samples for marks in s.characters)
@@ -201,6 +203,8 @@ def test_reading_is_measured_where_the_decoder_reads():
     assert reading.loss_and_accuracy((right, boxes, boxes), tiles, classes, boxes)[1] == 1
     assert reading.loss_and_accuracy((right, boxes, boxes, wrong), tiles, classes, boxes)[1] == 0
     assert reading.loss_and_accuracy((wrong, boxes, boxes, right), tiles, classes, boxes)[1] == 1
+    classes[:, 128:] = reading.IGNORED
+    assert reading.loss_and_accuracy((right, boxes, boxes), tiles, classes, boxes)[1] == 1
 
 
 def test_what_projected_features_say_goes_back_to_its_patch():

@@ -4,12 +4,15 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
 
 
 from training import evaluate, notebook_images, pictures, scores, train
+from training.pictures.sample import Sample
 
 
 @pytest.mark.parametrize("kind", pictures.KINDS)
@@ -20,6 +23,7 @@ def test_the_true_answer_has_the_best_score_and_nothing_the_worst(kind):
         best, worst = scores.score(sample, sample.turns[0][1]), scores.score(sample, "")
         assert best["exact"]
         assert best["cer"] == 0
+        assert all(best.get(name, 1) == 1 for name in ("title", "author", "values", "cells", "lines"))
         assert not any(best.get(name) for name in ("missing", "missed", "invented"))
         assert worst["cer"] == 1
         assert not any(worst[name] for name in worst_is_zero & set(worst))
@@ -47,6 +51,18 @@ def test_facts_of_a_pair_are_whole_numbers():
     assert notebook_images.facts_of(sample) == ["2,787", "1,787"]
 
 
+def test_what_is_said_beside_the_truth_counts():
+    """A long wrong answer has more errors than the truth has characters, and more numbers than one may be invented."""
+    cover, page, chart = (pictures.draw(kind, "heldout", 0) for kind in ("cover", "page", "chart"))
+    truth = cover.turns[0][1]
+    assert not scores.score(cover, truth + " ")["exact"]
+    assert not scores.score(cover, f"{truth}\nIt is red.")["author"]
+    assert scores.score(page, 3 * page.turns[0][1])["cer"] == 2
+    said = scores.score(chart, chart.turns[0][1] + " And 12345 and 1.5.")
+    assert (said["missing"], said["invented"]) == (0, 2)
+    assert scores._NUMBER.findall("1,234.5 of 6") == ["1,234.5", "6"]
+
+
 def test_other_pictures_can_be_scored_and_in_more_tiles(tmp_path, monkeypatch, capsys):
     drawn, asked = [], []
 
@@ -55,19 +71,22 @@ def test_other_pictures_can_be_scored_and_in_more_tiles(tmp_path, monkeypatch, c
         return pictures.draw(kind, split, index)
 
     def truths(model, processor, questions, images, **settings):
-        return [pictures.draw("scene", *which).turns[0][1] for which in drawn[-len(questions) :]]
+        samples = [pictures.draw("scene", *which) for which in drawn[-len(questions) :]]
+        assert [[image.tobytes() for image in row] for row in images] == [[s.images[0].tobytes()] for s in samples]
+        return [sample.turns[0][1] for sample in samples]
 
-    def load(checkpoint, **settings):
-        asked.append(settings)
+    def load(*args, **settings):
+        asked.append((*args, settings))
         return None, None
 
     monkeypatch.setattr(evaluate, "load_model_and_processor", load)
     monkeypatch.setattr(evaluate, "draw", draw)
     monkeypatch.setattr(evaluate, "generate_many", truths)
     arguments = ["--kinds", "scene", "--pictures", "2", "--first", "70", "--num-crops", "9", "--out", str(tmp_path)]
+    arguments += ["--checkpoint", "candidate", "--quantization", "int8"]
     monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
     evaluate.main()
-    assert [settings["num_crops"] for settings in asked] == [9]
+    assert asked == [("candidate", {"num_crops": 9, "quantization": "int8"})]
     assert drawn == [("heldout", 70), ("heldout", 71), ("heldout_fonts", 70), ("heldout_fonts", 71)]
     assert "| scene, heldout | 2 | 100.0% |" in capsys.readouterr().out
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scene, heldout"]["wrong"] == []
@@ -100,6 +119,13 @@ def test_type_is_measured_as_the_model_sees_it():
         characters=[sample.characters[0] * [1, 3, 3, 3, 3]],
     )
     assert evaluate.width_of_type(larger, processor) == pytest.approx(width, rel=0.01)
+
+
+def test_the_width_of_type_is_across():
+    # In tiles of 224 pixels, four at most, 100 x 200 pixels become 224 x 448.
+    letter = np.array([[0, 10, 10, 20, 40]], dtype=np.float32)
+    sample = Sample("cover", [Image.new("RGB", (100, 200))], [], characters=[letter])
+    assert evaluate.width_of_type(sample, train.build_processor()) == pytest.approx(22.4)
 
 
 def test_invented_numbers_and_differences_are_counted():
@@ -144,3 +170,4 @@ def test_a_wrong_line_of_a_page_leaves_the_others_right():
     lines = 1 + len(rest.split("\n"))
     assert scores.score(sample, f"{first}x\n{rest}")["lines"] == (lines - 1) / lines
     assert scores.score(sample, rest)["lines"] == 0
+    assert scores.score(sample, first)["lines"] == 1 / lines
