@@ -10,7 +10,7 @@ pytest.importorskip("fontpkg", reason='needs `pip install -e ".[training]"`')
 import torch
 from training_data import small_model
 
-from helpers import load_model_and_processor
+from helpers import POCKET, load_model_and_processor
 from training import pretrain_vision, recipe, train
 from training.loop import Run, inner_matrices, optimizers
 
@@ -49,6 +49,24 @@ def test_the_tower_is_frozen_first_and_the_rate_rises_and_falls(tmp_path, monkey
     assert rates[1] > rates[2] > rates[3]
     log = json.loads((tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8"))
     assert {"heldout_loss_notes", "heldout_loss_notes_1"} <= set(log)
+
+
+def test_a_run_begins_with_the_given_weights_and_learns_from_all_losses(tmp_path, monkeypatch):
+    losses, parts = [], [torch.tensor(part) for part in (1.0, 10.0, 100.0)]
+    monkeypatch.setattr(Run, "update", lambda run, loss, **measures: losses.append(loss.item()))
+    monkeypatch.setattr(train, "loss_and_measures", lambda *args: (*parts, {}))
+    expected = train.weights_of(POCKET)
+    tower = {name: torch.ones_like(weight) for name, weight in expected.items() if "vision_model" in name}
+    stage_1 = {f"vision_tower.{name.split('vision_model.')[1]}": weight for name, weight in tower.items()}
+    torch.save({"model": stage_1}, tmp_path / "state.pt")
+    options = "--pictures 2 --batch 1 --workers 0 --kinds notes --read 0.5 --look 0.25".split()
+    paths = ["--from", str(POCKET), "--vision", str(tmp_path / "state.pt")]
+    paths += ["--out", str(tmp_path / "run"), "--checkpoint", str(tmp_path / "checkpoint")]
+    monkeypatch.setattr("sys.argv", ["train", *options, *paths])
+    train.main()
+    assert losses == [1 + 0.5 * 10 + 0.25 * 100] * 2
+    exported = train.weights_of(tmp_path / "checkpoint")
+    assert all(torch.equal(exported[name], weight) for name, weight in {**expected, **tower}.items())
 
 
 def test_what_learns_at_which_rate():
