@@ -20,8 +20,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .int8_kernels import FEW, by_float, few_by_bfloat16, kernel_of_this_cpu
 
 METHOD = "phi3_v_int8"
-#: The head keeps its precision, as it decides between close tokens; so does the embedding, which is a look-up table.
-KEPT = "lm_head"
 #: A row whose largest value is this many times its root mean square has a relative error of 2 % in 8 bits.
 OUTLIER = 9.0
 PIECE = 256
@@ -144,7 +142,8 @@ class _Round(ConversionOps):
 
 @register_quantizer(METHOD)
 class Int8Quantizer(HfQuantizer):
-    """Replaces every linear layer but the head with an `Int8Linear`, and the decoder's `mlp` with `MLPInPieces`."""
+    """Replaces every linear layer with an `Int8Linear`, and the decoder's `mlp` with `MLPInPieces`. The embedding, a
+    look-up table, keeps its dtype, and so does a head that shares its weight."""
 
     requires_calibration = False
     is_trainable = False
@@ -154,7 +153,7 @@ class Int8Quantizer(HfQuantizer):
             with torch.device("meta"):
                 if isinstance(module, Phi3MLP):
                     model.set_submodule(name, MLPInPieces(module.config))
-                elif isinstance(module, nn.Linear) and name != KEPT:
+                elif isinstance(module, nn.Linear) and f"{name}.weight" not in model.all_tied_weights_keys:
                     new = Int8Linear(module.in_features, module.out_features, module.bias is not None)
                     model.set_submodule(name, new)
 

@@ -114,8 +114,9 @@ def size_of_weights(parameters: int, dtype, quantization=None) -> float:
         return parameters * dtype.itemsize
     # bitsandbytes keeps a float32 for each 64 weights of 4 bits.
     rounded = 4 / 8 + 4 / 64 if quantization == "int4" else 1
-    # Embedding and head, a twentieth of the official weights, keep their dtype.
-    return parameters * (19 * rounded + dtype.itemsize) / 20
+    # The embedding keeps its dtype, and with bitsandbytes the head does too: each a fortieth of the official weights.
+    kept = 2 if quantization == "int4" else 1
+    return parameters * ((40 - kept) * rounded + kept * dtype.itemsize) / 40
 
 
 def lack_of_memory(parameters: int, device, dtype, quantization=None) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from phi3_v_data import tiny_model
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -17,6 +18,7 @@ import helpers
 from helpers import int8_kernels
 from helpers.int8 import PIECE, Int8Config, Int8Linear, MLPInPieces, in_8_bits, quantize
 from helpers.int8_kernels import FEW, by_fbgemm, by_float, by_onednn, kernel_of_this_cpu
+from helpers.phi3_v import Phi3VForCausalLM
 
 COVER = Path(__file__).parent.parent / "notebooks" / "images" / "book_cover.png"
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -203,11 +205,11 @@ def rounded():
     return helpers.load_model_and_processor(helpers.POCKET, device="cpu", quantization="int8")
 
 
-def test_every_linear_layer_but_the_head(rounded):
+def test_every_linear_layer(rounded):
     model, _ = rounded
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-    assert [name for name, module in model.named_modules() if isinstance(module, nn.Linear)] == ["lm_head"]
-    assert len(layers) == 4 * model.config.num_hidden_layers + 6 * len(model.vision_tower.encoder.layers) + 2
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    assert len(layers) == 4 * model.config.num_hidden_layers + 6 * len(model.vision_tower.encoder.layers) + 3
     assert {layer.weight for layer in layers} == {None}  # packed, not kept twice
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -232,6 +234,13 @@ def test_other_models_keep_their_own_layers(tmp_path):
         exact = tower(picture).last_hidden_state
         rounded = CLIPVisionModel.from_pretrained(tmp_path, quantization_config=Int8Config())(picture).last_hidden_state
     assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_head_that_is_the_embedding_keeps_its_weight(tmp_path):
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    rounded = Phi3VForCausalLM.from_pretrained(tmp_path, quantization_config=Int8Config())
+    assert rounded.lm_head.weight is rounded.get_input_embeddings().weight
+    assert isinstance(rounded.model.layers[0].mlp.down_proj, Int8Linear)
 
 
 def test_a_long_prompt_goes_through_the_mlp_in_pieces(rounded):

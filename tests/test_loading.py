@@ -103,7 +103,7 @@ def test_too_little_memory(folder, monkeypatch):
         load_model_and_processor(folder, device="cpu")
     load_model_and_processor(folder, device="cpu", dtype=torch.bfloat16)  # 2 MB fit
     load_model_and_processor(folder, device="cpu", quantization="int8")  # 1 MB
-    monkeypatch.setattr(machine, "available_memory", lambda device: 1_100_000)
+    monkeypatch.setattr(machine, "available_memory", lambda device: 1_000_000)
     with pytest.raises(RuntimeError, match=r"int8, but cpu has 0\.0 GB free; close other programs and shut") as caught:
         load_model_and_processor(folder, device="cpu", quantization="int8")
     assert 'int8" (' not in str(caught.value)  # no advice that was taken already

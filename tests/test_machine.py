@@ -99,13 +99,13 @@ def test_the_sizes_in_the_advice_are_those_checked_when_it_is_followed(monkeypat
     parameters = PARAMETERS[helpers.OFFICIAL]
     _, advice = machine.lack_of_memory(parameters, torch.device("cpu"), torch.float32)
     problem, _ = machine.lack_of_memory(parameters, torch.device("cpu"), torch.float32, "int8")
-    assert 'quantization="int8" (4.8 GB)' in advice
-    assert "take 4.8 GB in int8" in problem
+    assert 'quantization="int8" (4.5 GB)' in advice
+    assert "take 4.5 GB in int8" in problem
     # What `Linear4bit` of bitsandbytes 0.50 makes of the official sizes, 0.5625 bytes a weight, and 16 bits elsewhere.
     assert 'quantization="int4" (2.6 GB)' in advice
     # Off an Apple GPU, in float16, to the CPU, which may have no 16 bits for what is not rounded.
     _, advice = machine.lack_of_memory(parameters, torch.device("mps"), torch.float16)
-    assert 'device="cpu", quantization="int8" (4.8 GB)' in advice
+    assert 'device="cpu", quantization="int8" (4.5 GB)' in advice
 
 
 def test_the_memory_of_other_programs_is_not_free(monkeypatch):
