@@ -1,6 +1,6 @@
 """Plots the logs of training runs: losses on the left, shares of right answers on the right.
 
-python -m training.plot runs/vision runs/train --out curves.png
+python -m training.plot runs/vision runs/train
 """
 
 import argparse
@@ -18,7 +18,7 @@ def read(folder: Path) -> list[dict[str, float]]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, one row of the picture each")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"))
+    parser.add_argument("--out", type=Path, default=Path("runs/curves.png"))
     args = parser.parse_args()
     figure = Figure(figsize=(14, 5 * len(args.runs)), dpi=90, layout="constrained")
     rows = figure.subplots(len(args.runs), 2, squeeze=False)
@@ -34,6 +34,7 @@ def main():
             axes.set_xlabel("pictures")
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
             axes.grid(alpha=0.3)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out)
     print(args.out)
 
