@@ -43,6 +43,11 @@ def test_a_token_is_appended_in_place():
     assert keys.data_ptr() not in {place for pair in places for place in pair}
 
 
+def keep(layer, part: tuple):
+    """Leaves only views of some rows or positions."""
+    layer.keys, layer.values = layer.keys[part], layer.values[part]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -50,9 +55,12 @@ def test_a_token_is_appended_in_place():
         lambda cache: cache.batch_select_indices(torch.tensor([1])),
         lambda cache: cache.batch_repeat_interleave(2),
         lambda cache: cache.reset(),
+        lambda cache: keep(cache.layers[0], (slice(1),)),
+        lambda cache: keep(cache.layers[0], (..., slice(2, None), slice(None))),
         lambda cache: None,
     ],
 )
+@torch.no_grad()
 def test_it_can_be_changed_between_two_tokens(change):
     ours, theirs, first = growing_cache(), DynamicCache(), (states(8), states(8))
     for cache in (ours, theirs):
