@@ -245,7 +245,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = _round(array.astype(np.float32) * 255)
     elif array.dtype != np.uint8:
         raise _Unreadable("the dtype must be uint8, uint16, bool or float; use .astype('uint8')")
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Image.fromarray(array)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

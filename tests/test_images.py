@@ -67,6 +67,7 @@ def test_pil_is_copied_and_left_alone():
     ("array", "expected"),
     [
         (np.array([[0, 255]], np.uint8), [[0] * 3, [255] * 3]),
+        (np.array([[0, 1, 255, 2]], np.uint8)[::-1, ::-2], [[2] * 3, [1] * 3]),
         (np.array([[[7], [9]]], np.uint8), [[7] * 3, [9] * 3]),
         (np.array([[[1, 2, 3]]], np.uint8), [[1, 2, 3]]),
         (np.array([[[1, 2, 3, 0], [1, 2, 3, 255]]], np.uint8), [[255] * 3, [1, 2, 3]]),
@@ -90,6 +91,8 @@ def test_array(array, expected):
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((2, 2), np.int64),
         np.full((2, 2), 200.0),
+        np.full((2, 2), 1.1),
+        np.full((2, 2), -0.1),
         np.full((2, 2), np.nan),
         np.array([["a"]]),
     ],
@@ -108,8 +111,28 @@ def test_wrong_type(source):
 # What a picture file can hold
 
 
-def test_damaged_exif_is_ignored():
-    data = encode(gradient(), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (2, "FLIP_LEFT_RIGHT"),
+        (3, "ROTATE_180"),
+        (4, "FLIP_TOP_BOTTOM"),
+        (5, "TRANSPOSE"),
+        (6, "ROTATE_90"),
+        (7, "TRANSVERSE"),
+        (8, "ROTATE_270"),
+    ],
+)
+def test_a_turned_photo_comes_upright(orientation, stored):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(gradient().transpose(Image.Transpose[stored]), exif=exif)
+    assert (pixels(load_image(data)) == pixels(gradient())).all()
+
+
+@pytest.mark.parametrize("block", [b"II*\0\xff\xff\xff\xff", b"no TIFF header"])
+def test_damaged_exif_is_ignored(block):
+    data = encode(gradient(), "PNG", exif=b"Exif\0\0" + block)
     assert load_image(data).size == gradient().size
 
 
@@ -159,6 +182,12 @@ def test_float_of_0_to_1():
     assert pixels(picture)[0, :, 0].tolist() == [0, 128, 255, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_below_zero_is_black(dtype):
+    picture = load_image(Image.fromarray(np.array([[-3, 0, 255]], dtype)))
+    assert pixels(picture)[0, :, 0].tolist() == [0, 0, 255]
+
+
 HALF = 128
 OVER = {"white": (255, 255, 255), "black": (0, 0, 0), "#0a141e": (10, 20, 30)}
 
@@ -188,6 +217,7 @@ def palette_file(transparency) -> bytes:
     [
         with_alpha("RGBA"),
         with_alpha("LA"),
+        with_alpha("LA").convert("La"),
         with_alpha("PA"),
         with_alpha("RGBa"),
         palette_file(0),
@@ -196,7 +226,7 @@ def palette_file(transparency) -> bytes:
         encode(Image.fromarray(np.array([[[7, 7, 7], [100] * 3]], np.uint8)), transparency=(7, 7, 7)),
         encode(Image.fromarray(np.array([[7, 25700]], np.uint16)), transparency=7),
     ],
-    ids=["RGBA", "LA", "PA", "RGBa", "palette index", "palette bytes", "L tRNS", "RGB tRNS", "I;16 tRNS"],
+    ids=["RGBA", "LA", "La", "PA", "RGBa", "palette index", "palette bytes", "L tRNS", "RGB tRNS", "I;16 tRNS"],
 )
 def test_transparency(source, background):
     first, second = pixels(load_image(source, background=background))[0].tolist()
@@ -235,15 +265,28 @@ def test_every_format_has_a_decoder():
 
 
 def test_too_many_pixels_is_seen_before_decoding():
-    data = encode(Image.new("1", (8_000, 8_000)), "TIFF", compression="tiff_lzw")
+    data = encode(Image.new("1", (10_000, 10_000)))[:100]  # Pillow warns of such a size; decoding this would fail
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ImageLoadError, match="8000 x 8000 is more than max_pixels=50,000,000"):
+        with pytest.raises(ImageLoadError, match="10000 x 10000 is more than max_pixels=50,000,000"):
             load_image(data)
     with pytest.raises(ImageLoadError, match="32 x 20 is more than max_pixels=600"):
         load_image(gradient(), max_pixels=600)
     with pytest.raises(ImageLoadError, match="max_pixels=600"):
         load_image(np.zeros((20, 32, 3), np.uint8), max_pixels=600)
+    assert load_image(gradient(), max_pixels=32 * 20)
+
+
+def test_an_icon_that_is_larger_than_it_says():
+    data = bytearray(encode(gradient(64, 64), "ICO", sizes=[(64, 64)]))
+    data[6:8] = 16, 16
+    with pytest.raises(ImageLoadError, match="64 x 64 is more than max_pixels=600"):
+        load_image(data, max_pixels=600)
+
+
+def test_a_format_that_starts_a_program_is_not_opened():
+    with pytest.raises(ImageLoadError, match="not a picture in a known format"):
+        load_image(encode(gradient(), "EPS"))
 
 
 def test_more_pixels_than_pillow_reads():
@@ -298,7 +341,7 @@ def test_missing_folder_empty_and_text(tmp_path):
     reasons = {
         "nothing.png": "no such file",
         "": "not a file",
-        "empty.png": "empty",
+        "empty.png": "it is empty",
         "text.png": "known format",
     }
     for name, reason in reasons.items():
