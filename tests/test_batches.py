@@ -86,16 +86,19 @@ def test_a_broken_picture_or_a_wrong_tag_costs_no_answers(tiny, images, picture,
     assert not batches
 
 
-def test_a_web_address_is_fetched_once(tiny, images, monkeypatch):
-    fetched = []
+@pytest.mark.parametrize("address", ["https://example.com/a.png", "HTTP://example.com/a.png"])
+def test_a_web_address_is_fetched_once(tiny, images, monkeypatch, address):
+    """A file is read again instead: hundreds of decoded pictures may not fit into memory."""
+    loaded = []
 
     def load(source):
-        fetched.append(source)
+        loaded.append(source)
         return images[0]
 
     monkeypatch.setattr("helpers.batches.load_image", load)
-    generate_many(*tiny, ["x"], ["https://example.com/a.png"], max_new_tokens=1, progress=False)
-    assert fetched == ["https://example.com/a.png", images[0]]
+    generate_many(*tiny, ["x"], [address], max_new_tokens=1, progress=False)
+    generate_many(*tiny, ["x"], ["a.png"], max_new_tokens=1, progress=False)
+    assert loaded == [address, images[0], "a.png", "a.png"]
 
 
 def test_out_of_memory_says_what_to_change(tiny, images):

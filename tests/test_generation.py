@@ -52,10 +52,11 @@ def test_equals_transformers_past_the_short_context(tiny, long_prompt, picture):
     assert answer == reference(*tiny, prompt, [helpers.load_image(picture)])
 
 
-@pytest.mark.parametrize("before", ["\n", "  ", "<s>", "<s>\n"])
-def test_what_may_stand_before_a_whole_prompt(tiny, picture, before):
-    prompt = format_prompt("What is this?")
-    expected = generate(*tiny, prompt, picture, max_new_tokens=12)
+@pytest.mark.parametrize("before", ["\n", "  ", "<s>", "<s>\n", "\n<s>"])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_what_may_stand_before_a_whole_prompt(tiny, picture, before, system):
+    prompt = format_prompt("What is this?", system=system)
+    expected = reference(*tiny, prompt, [helpers.load_image(picture)], new_tokens=12)
     assert generate(*tiny, before + prompt, picture, max_new_tokens=12) == expected
 
 
@@ -154,6 +155,14 @@ def test_answer_counts(tiny, picture):
     assert "\n" not in answer.cost()
 
 
+def test_the_line_of_costs():
+    answer = Answer("x", image_tokens=1300, prompt_tokens=1325, new_tokens=50, seconds=4.0, peak_memory=1_500_000_000)
+    line = "1,300 image + 25 text tokens in, 50 out, 4.0 s (12.5 tokens/s), peak memory 1.50 GB"
+    assert answer.cost() == line
+    cut_off = Answer("x", **vars(answer) | {"finished": False})
+    assert cut_off.cost() == line + "; cut off by max_new_tokens"
+
+
 def test_answer_survives_pickling():
     answer = Answer("yes", new_tokens=4, seconds=2.0)
     again = pickle.loads(pickle.dumps(answer))  # noqa: S301
@@ -171,6 +180,13 @@ def test_seed_repeats_and_leaves_torch_alone(tiny):
     assert generate(*tiny, "Hello", **settings) != generate(*tiny, "Hello", **settings)
 
 
+def test_a_low_temperature_leaves_no_choice(tiny):
+    settings = {"max_new_tokens": 12, "seed": 1}
+    likeliest = generate(*tiny, "Hello", max_new_tokens=12)
+    assert generate(*tiny, "Hello", temperature=1e-6, **settings) == likeliest
+    assert generate(*tiny, "Hello", temperature=1.0, **settings) != likeliest
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -178,6 +194,7 @@ def test_seed_repeats_and_leaves_torch_alone(tiny):
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": 1e-39}, "temperature is 1e-39"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"temperature": 1, "seed": 1.7}, "seed is 1.7"),
         ({"temperature": 1, "seed": [1]}, "seed is .1."),

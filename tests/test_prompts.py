@@ -33,7 +33,7 @@ def test_markup_without_pictures():
 
 
 def test_system_and_history():
-    assert format_prompt("Hi", history=None) == format_prompt("Hi")
+    assert format_prompt("Hi", system="", history=None) == format_prompt("Hi")
     prompt = format_prompt("And now?", 1, system="Be brief.", history=[("What is this?", "A cat.")])
     assert prompt == (
         "<|system|>\nBe brief.<|end|>\n"
