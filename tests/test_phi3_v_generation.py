@@ -243,7 +243,7 @@ def test_quantized_cache(model, processor, residual_length):
 
 
 def test_chunked_prefill_is_refused(model, processor):
-    with pytest.raises(ValueError, match="prefill_chunk_size"):
+    with pytest.raises(ValueError, match="Leave out `prefill_chunk_size`"):
         generate(model, processor(SHORT, images(0)), prefill_chunk_size=16)
 
 
@@ -402,15 +402,18 @@ def test_a_cache_that_must_be_rebuilt_needs_all_ids(model):
         model.prepare_inputs_for_generation(ids[:, 60:], **{CACHE: cache}, **step)
 
 
+@pytest.mark.parametrize("given", ["all", "new"])  # ids; a mask tells how many there are
 @torch.no_grad()
-def test_a_picture_right_after_the_cache():
+def test_a_picture_right_after_the_cache(given):
     model = tiny_model(original_max_position_embeddings=512)
     inputs = tiny_processor(1)("a b <|image_1|> c", noise_image(9, 9))
     first = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[0])
+    expected = generate(model, inputs, 5)
     cache = DynamicCache(config=model.config)
     model(inputs["input_ids"][:, :first], **{CACHE: cache})
-    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 9999, "pad_token_id": 1000}
-    assert torch.equal(model.generate(**inputs, **settings, **{CACHE: cache}), model.generate(**inputs, **settings))
+    if given == "new":
+        inputs["input_ids"] = inputs["input_ids"][:, first:]
+    assert torch.equal(generate(model, inputs, 5, **{CACHE: cache}), expected)
 
 
 def test_a_prompt_as_long_as_the_model_takes():

@@ -357,7 +357,6 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         if cached and not is_first and cache.get_seq_length() == 0:
             # A draft model's first step, or one without a cache after all: it needs the whole input.
             kwargs.update(is_first_iteration=True, next_sequence_length=None)
-            is_first = True
         past = cache.get_seq_length() if cache is not None and (is_first or total > limit) else 0
         if past and past >= total:
             raise ValueError(
