@@ -73,6 +73,10 @@ def test_a_short_run_is_logged_at_its_end(tmp_path):
     assert list(tiny_run(tmp_path, 2).steps(iter(torch.ones(5, 1, 4)), 1)) == []  # and not once more
 
 
+def test_a_run_may_end_within_a_batch(tmp_path):
+    assert len(list(tiny_run(tmp_path, 3).steps(iter(torch.ones(5, 2, 4)), 2))) == 2
+
+
 @pytest.mark.parametrize("settings", [{"total": 0}, {"total": 8, "minutes": 0}])
 def test_a_run_needs_something_to_do(tmp_path, settings):
     with pytest.raises(ValueError, match="Nothing to do"):
@@ -152,6 +156,19 @@ def steps_of_muon(optimizer) -> list[torch.Tensor]:
 def test_muon_for_many_matrices_is_pytorchs():
     for ours, theirs in zip(steps_of_muon(Muon), steps_of_muon(torch.optim.Muon), strict=True):
         torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=0)  # bfloat16; each step moves by about 0.05
+
+
+def test_who_trains_what_and_how_fast():
+    parts = {"embed_tokens": torch.nn.Embedding(9, 4), "layer": torch.nn.Linear(4, 4), "lm_head": torch.nn.Linear(4, 9)}
+    model = torch.nn.ModuleDict(parts)
+    rates = {name: 0.01 * i for i, (name, _) in enumerate(model.named_parameters(), 1)}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon, adamw = (
+        {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+        for optimizer in optimizers(model, rates.get)
+    )
+    assert list(muon) == ["layer.weight"]
+    assert muon | adamw == rates
 
 
 def test_workers_can_be_spawned():
