@@ -31,7 +31,7 @@ def appended(whole: torch.Tensor, past: torch.Tensor, new: torch.Tensor) -> tupl
     """
     length = past.shape[-2] if past.numel() else 0
     total = length + new.shape[-2]
-    is_its_beginning = length and past.data_ptr() == whole.data_ptr()
+    is_its_beginning = length and past.data_ptr() == whole.data_ptr() and past.stride() == whole.stride()
     frozen = torch.is_grad_enabled() or (whole.is_inference() and not torch.is_inference_mode_enabled())
     if frozen or not is_its_beginning or past.shape[:2] != whole.shape[:2] or total > whole.shape[-2]:
         whole = new.new_empty(*new.shape[:2], total + SPARE, new.shape[-1])

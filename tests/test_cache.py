@@ -57,6 +57,7 @@ def keep(layer, part: tuple):
         lambda cache: cache.reset(),
         lambda cache: keep(cache.layers[0], (slice(1),)),
         lambda cache: keep(cache.layers[0], (..., slice(2, None), slice(None))),
+        lambda cache: keep(cache.layers[0], (..., slice(None, None, 2), slice(None))),
         lambda cache: None,
     ],
 )
