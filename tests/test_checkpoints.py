@@ -49,6 +49,29 @@ def test_official_weights_offline(local_files_only, monkeypatch, tmp_path):
         load_model_and_processor(helpers.OFFICIAL, device="cpu", quantization="int8", local_files_only=local_files_only)
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "used"),
+    [
+        (helpers.OFFICIAL, None, checkpoints.OFFICIAL_REVISION),
+        (helpers.OFFICIAL, "main", "main"),
+        ("someone/model", None, None),
+        ("someone/model", "v1", "v1"),
+    ],
+)
+def test_what_is_downloaded(golden_checkpoint, monkeypatch, name, asked, used):
+    """The official weights at the commit that was tested, and nothing that could hold code."""
+    calls = []
+
+    def download(*args, **kwargs):
+        calls.append((args, kwargs))
+        return golden_checkpoint
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert checkpoints.find_checkpoint(name, revision=asked, local_files_only=True) == golden_checkpoint
+    patterns = ["*.json", "*.safetensors"]
+    assert calls == [((name,), {"revision": used, "allow_patterns": patterns, "local_files_only": True})]
+
+
 def test_half_downloaded_and_offline(monkeypatch):
     def fail(*args, **kwargs):
         error = LocalEntryNotFoundError("The cached snapshot is incomplete")
@@ -113,9 +136,10 @@ def test_loading_checks_the_hashes_and_names_the_file(folder):
         load_model_and_processor(folder)
 
 
-def test_a_file_that_is_not_listed_is_not_used(folder):
-    (folder / "model-00001-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"00002\.safetensors is not listed in SHA256SUMS; remove it"):
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "added_tokens.json", "chat_template.jinja"])
+def test_a_file_that_is_not_listed_is_not_used(folder, name):
+    (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=rf"{name} is not listed in SHA256SUMS; remove it"):
         load_model_and_processor(folder)
 
 

@@ -4,6 +4,7 @@ import http.server
 import io
 import os
 import re
+import socket
 import threading
 import time
 import warnings
@@ -417,9 +418,11 @@ def test_proxies_are_not_used(server, monkeypatch):
     assert (pixels(load_image(server + "/picture", allow_private=True)) == pixels(gradient())).all()
 
 
-@pytest.mark.parametrize("path", ["/picture", "/moved", "/with-a-cookie"])
+@pytest.mark.parametrize("path", ["/picture", "/moved", "/to/" * 5 + "/picture", "/with-a-cookie"])
 def test_url(server, path):
-    assert (pixels(load_image(server + path, allow_private=True)) == pixels(gradient())).all()
+    assert (
+        pixels(load_image(server + path, allow_private=True, max_bytes=len(Handler.picture))) == pixels(gradient())
+    ).all()
 
 
 def test_an_unexpected_error_is_reported(server, monkeypatch):
@@ -451,6 +454,27 @@ def test_every_hop_is_checked(server, monkeypatch, host, hops):
     url = f"{server}/to/" * hops + f"http://{host}/"
     with pytest.raises(ImageLoadError, match=rf"{re.escape(host.strip('[]'))}.*private or local"):
         load_image(url)
+
+
+def test_all_addresses_of_a_host_are_checked(monkeypatch):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("it was connected to"))
+    with pytest.raises(ImageLoadError, match="private or local"):
+        load_image("http://pictures.example/")
+
+
+def test_a_host_is_looked_up_once(server, monkeypatch):
+    """A second answer could be an address that nobody has checked."""
+    asked, look_up = [], socket.getaddrinfo
+
+    def answer(host, *args, **kwargs):
+        asked.append(host)
+        return look_up("127.0.0.1" if host == "pictures.example" else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    assert load_image(server.replace("127.0.0.1", "pictures.example") + "/picture", allow_private=True)
+    assert asked.count("pictures.example") == 1
 
 
 @pytest.mark.parametrize(

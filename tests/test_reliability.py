@@ -137,6 +137,7 @@ FAULTS = {
 }
 #: What the error says of some of them; it always names the address.
 REASONS = {
+    "status 206": "the server answered 206",
     "status 404": "the server answered 404",
     "an HTML page": "the server sent text/html",
     "a body shorter than announced": "the transfer failed",
@@ -205,11 +206,12 @@ def test_a_busy_machine_that_notices_the_deadline_late(server, monkeypatch):
         load_image(f"http://127.0.0.1:{server[0]}/{list(FAULTS).index('silence')}", allow_private=True, timeout=0.3)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("host", PRIVATE)
-def test_private_addresses_see_no_request(server, host):
+def test_private_addresses_see_no_request(server, host, scheme):
     before = len(server[1])
     with pytest.raises(ImageLoadError, match=r"private or local|not known"):
-        load_image(f"http://{host}:{server[0]}/1")
+        load_image(f"{scheme}://{host}:{server[0]}/1")
     assert len(server[1]) == before
 
 

@@ -44,8 +44,27 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(optimizer.state_dict()["state"], before.state_dict()["state"])
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
+    for either in (run, resumed):  # at the same rate, not at a part of the last one
+        either.update(either.model(torch.ones(1, 4)).square().mean())
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
     run.report(lambda: {"score": 0.5})
     assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))["score"] == 0.5
+
+
+def test_a_save_that_is_interrupted_leaves_the_last_one(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, 8)
+    steps(run, 4)
+    run.save()
+
+    def interrupt(what, file):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.save()
+    assert tiny_run(tmp_path, 8).seen == 4
 
 
 def test_a_run_ends_when_its_minutes_are_over(tmp_path, monkeypatch):
@@ -71,6 +90,28 @@ def test_a_short_run_is_logged_at_its_end(tmp_path):
     line = json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))
     assert (line["seen"], line["score"]) == (2, 0.5)
     assert list(tiny_run(tmp_path, 2).steps(iter(torch.ones(5, 1, 4)), 1)) == []  # and not once more
+
+
+@pytest.mark.parametrize(("rank", "files"), [(0, {"state.pt", "optimizers0.pt", "log.jsonl"}), (1, {"optimizers1.pt"})])
+def test_processes_count_together_and_the_first_one_writes(tmp_path, monkeypatch, rank, files):
+    monkeypatch.setattr("training.loop.WORLD", 2)
+    monkeypatch.setattr("training.loop.RANK", rank)
+    assert len(list(tiny_run(tmp_path, 8).steps(iter(torch.ones(5, 2, 4)), 2))) == 2
+    assert {file.name for file in tmp_path.iterdir()} == files
+
+
+def test_a_run_is_saved_and_logged_on_the_way(tmp_path, monkeypatch):
+    """Every two minutes and, on a CPU, every ten: one that is stopped loses little."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("training.loop.time", clock)
+    saved, logged, save, report = [], [], Run.save, Run.report
+    monkeypatch.setattr(Run, "save", lambda run: (saved.append(run.seen), save(run)))
+    monkeypatch.setattr(Run, "report", lambda run, evaluate: (logged.append(run.seen), report(run, evaluate)))
+    for _ in tiny_run(tmp_path, 30).steps(range(100), 1):
+        clock.now += 50
+    assert saved == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 30]
+    assert logged == [13, 26, 30]
 
 
 def test_a_run_may_end_within_a_batch(tmp_path):
@@ -125,7 +166,7 @@ def number_of(split: str, index: int) -> int:
 def test_each_process_has_its_own_pictures(monkeypatch, rank):
     monkeypatch.setattr("training.loop.WORLD", 2)
     monkeypatch.setattr("training.loop.RANK", rank)
-    assert next(iter(stream_of_batches(number_of, list, batch=2, workers=0, first=0))) == [rank, 2 + rank]
+    assert next(iter(stream_of_batches(number_of, list, batch=2, workers=0, first=7))) == [4 + rank, 6 + rank]
 
 
 def test_a_run_with_other_batches_goes_on_at_the_beginning_of_a_step():
