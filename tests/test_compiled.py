@@ -76,6 +76,15 @@ def test_a_longer_chat_gets_a_larger_cache(tiny, graphs):
     assert graphs.frame_count == 2
 
 
+def test_a_cache_is_used_again_as_long_as_everything_fits(tiny):
+    decoding, caches = CompiledDecoding(tiny[0], smallest=8, backend="eager"), []
+    for positions in (5, 8, 9, 16, 8, 17):
+        with decoding.reserve(positions) as arguments:
+            caches.append(arguments[CACHE])
+    assert [cache.layers[0].keys.shape[-2] for cache in caches] == [8, 8, 16, 16, 16, 32]
+    assert len(set(map(id, caches))) == 3
+
+
 def test_a_question_after_a_stream_that_was_closed(tiny, graphs):
     pieces = stream(*tiny, "word " * 30, noise_image(90, 90), max_new_tokens=30)
     next(pieces)
