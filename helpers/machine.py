@@ -114,7 +114,7 @@ def size_of_weights(parameters: int, dtype, quantization=None) -> float:
         return parameters * dtype.itemsize
     # bitsandbytes keeps a float32 for each 64 weights of 4 bits.
     rounded = 4 / 8 + 4 / 64 if quantization == "int4" else 1
-    # The embedding keeps its dtype, and with bitsandbytes the head does too: each a fortieth of the official weights.
+    # The embedding keeps its dtype, and in 4 bits the head does too: each is a fortieth of the official weights.
     kept = 2 if quantization == "int4" else 1
     return parameters * ((40 - kept) * rounded + kept * dtype.itemsize) / 40
 
